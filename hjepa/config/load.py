@@ -1,0 +1,200 @@
+"""Reading a config: YAML, overrides, and errors that name file, line, key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hjepa.config.schema import Config
+from hjepa.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+
+Key = tuple[str | int, ...]
+Lines = dict[Key, int]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without anchors: an alias can grow a kilobyte into gigabytes, and no config needs one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.events.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not accepted", event.start_mark)
+        return super().compose_node(parent, index)
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides, check everything.
+
+    Args:
+        path: the file; None starts from the defaults.
+        overrides: such as `training.epochs=3` or `data=./photos`; values are YAML.
+
+    Raises:
+        ConfigError: with one line for every mistake found.
+    """
+    raw: dict[str, Any] = {}
+    lines: Lines = {}
+    where = "command line"
+    if path is not None:
+        where = str(path)
+        raw, lines = _read(Path(path))
+    for text in overrides:
+        _apply(raw, lines, text)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error, where, lines, overrides))) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every setting; a list of sections appears as `data.datasets[]`."""
+    for name, field in model.model_fields.items():
+        inner, mark = _section_of(field.annotation)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from leaves(inner, f"{prefix}{name}{mark}.")
+
+
+def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, ""
+    for argument in getattr(annotation, "__args__", ()):
+        if isinstance(argument, type) and issubclass(argument, BaseModel):
+            return argument, "[]"
+    return None, ""
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Lines]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(f"{path}: {size} bytes is no config; the limit is {MAX_BYTES}")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; shipped recipes are in configs/") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    try:
+        loader = _PlainLoader(text)
+        try:
+            node = loader.get_single_node()
+            lines: Lines = {}
+            problems = list(_walk(node, (), lines)) if node is not None else []
+            raw = loader.construct_document(node) if node is not None and not problems else {}
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}, line {line}: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error})") from None
+    if problems:
+        raise ConfigError("\n".join(f"{path}, {problem}" for problem in problems))
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:' and 'data:', got a {type(raw).__name__}")
+    return raw, lines
+
+
+def _walk(node: yaml.Node, key: Key, lines: Lines) -> Iterator[str]:
+    """Note the line of every key; yield what YAML would accept in silence."""
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for name, value in node.value:
+            line = name.start_mark.line + 1
+            if not isinstance(name, yaml.ScalarNode) or name.tag != "tag:yaml.org,2002:str":
+                yield f"line {line}: a key must be a plain word"
+                continue
+            if name.value in seen:
+                yield f"line {line}: {_dotted((*key, name.value))} is given twice (first in line {seen[name.value]})"
+            seen[name.value] = line
+            lines[(*key, name.value)] = line
+            yield from _walk(value, (*key, name.value), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _walk(value, (*key, index), lines)
+
+
+def _apply(raw: dict[str, Any], lines: Lines, text: str) -> None:
+    name, equals, value = text.partition("=")
+    if not equals or not name or not all(name.split(".")):
+        raise ConfigError(f"{text!r}: an override has the form key=value, such as training.epochs=3")
+    try:
+        parsed = yaml.load(value, _PlainLoader)  # safe: derived from SafeLoader
+    except yaml.YAMLError:
+        raise ConfigError(f"{text!r}: the value is not readable as YAML") from None
+    here: Any = raw
+    parts: list[str | int] = [int(part) if part.isdigit() else part for part in name.split(".")]
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(here, list):
+            if not isinstance(part, int) or part >= len(here):
+                raise ConfigError(f"{text!r}: {_dotted(tuple(parts[:depth]))} has entries 0 to {len(here) - 1}")
+        elif not isinstance(here, dict):
+            raise ConfigError(f"{text!r}: {_dotted(tuple(parts[:depth]))} is a value, not a section")
+        if last:
+            here[part] = parsed
+        else:
+            if isinstance(here, dict) and here.get(part) is None:
+                here[part] = {}
+            here = here[part]
+    # The file's line no longer says where the value comes from.
+    for key in [key for key in lines if key[: len(parts)] == tuple(parts)]:
+        del lines[key]
+
+
+def _dotted(key: Key) -> str:
+    text = ""
+    for part in key:
+        text += f"[{part}]" if isinstance(part, int) else f"{'.' if text else ''}{part}"
+    return text
+
+
+def _explain(error: ValidationError, where: str, lines: Lines, overrides: Sequence[str]) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        key = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key" + _suggest(key)
+        elif item["type"] not in ("value_error", "missing"):
+            message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
+        for line in message.split("\n"):
+            yield f"{_place(key, where, lines, overrides)}{line}"
+
+
+def _place(key: Key, where: str, lines: Lines, overrides: Sequence[str]) -> str:
+    name = _dotted(key)
+    number = lines.get(key)
+    if number is not None and key:
+        return f"{where}: {name} (line {number}): "
+    if name and any(text.partition("=")[0] == name for text in overrides):
+        return f"command line: {name}: "
+    return f"{where}: {name}: " if name else f"{where}: "
+
+
+def _suggest(key: Key) -> str:
+    wanted = _dotted(tuple(part for part in key if isinstance(part, str)))
+    known = [name.replace("[]", "") for name in leaves()]
+    sections = sorted({name.rpartition(".")[0] for name in known} - {""})
+    close = difflib.get_close_matches(wanted, known + sections, n=1, cutoff=0.75)
+    if not close:
+        # The right word in the wrong section, or a longer spelling of it.
+        leaf = wanted.rpartition(".")[2]
+        by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+        close = [by_leaf[match] for match in difflib.get_close_matches(leaf, list(by_leaf), n=1, cutoff=0.75)]
+    return f"; did you mean {close[0]}?" if close else "; hjepa train --help-config lists the keys"
