@@ -59,14 +59,8 @@ def encoder_shape(
     )
 
 
-def shelves(height: int, width: int, block: tuple[int, int]) -> tuple[int, int]:
-    """How many rows and columns of disjoint blocks fit into a grid."""
-    return height // block[0], width // block[1]
-
-
 def _fits(height: int, width: int, block: tuple[int, int], num_masks: int) -> bool:
-    rows, columns = shelves(height, width, block)
-    return rows * columns >= num_masks and num_masks * block[0] * block[1] < height * width
+    return num_masks * block[0] * block[1] < height * width
 
 
 def feasible_blocks(
@@ -80,7 +74,7 @@ def feasible_blocks(
     """Every block (h, w), in patches, that satisfies the masking settings on a grid.
 
     A block qualifies when its area is within `mask_scale` of the grid, its h / w within `aspect_ratio`, no side
-    is below `min_side`, `num_masks` of them fit side by side, and at least one patch is left to see.
+    is below `min_side`, and `num_masks` of them leave at least one patch to see even where none overlap.
     """
     slack = 1e-9
     return [
@@ -119,7 +113,10 @@ def nearest_masking(
         _, h, w = min(blocks)
         area, aspect = h * w / (height * width), h / w
         # Rounded outwards, so that what is offered is accepted.
-        scale = (min(mask_scale[0], math.floor(area * 1000) / 1000), max(mask_scale[1], math.ceil(area * 1000) / 1000))
+        scale = (
+            min(mask_scale[0], math.floor(area * 1000) / 1000),
+            max(mask_scale[1], math.ceil(area * 1000) / 1000),
+        )
         ratio = (
             min(aspect_ratio[0], math.floor(aspect * 100) / 100),
             max(aspect_ratio[1], math.ceil(aspect * 100) / 100),
@@ -160,7 +157,7 @@ def cross_checks(config: Config) -> None:
             wrong.append(
                 f"masking: no block satisfies these settings on a {side} x {side} grid with "
                 f"{model.num_hierarchies} level(s) (a block must hold a cell of {min_side} x {min_side}, and "
-                f"{masking.num_masks} must fit side by side); nearest: {nearest_masking(*settings)}"
+                f"{masking.num_masks} must leave something to see); nearest: {nearest_masking(*settings)}"
             )
 
     weights = config.loss.hierarchy_weights
@@ -177,9 +174,10 @@ def cross_checks(config: Config) -> None:
     if training.min_lr > training.lr:
         wrong.append(f"training.min_lr: {training.min_lr:g} is above training.lr {training.lr:g}")
     if data.batch_size % training.accumulation_steps:
+        above = math.ceil(data.batch_size / training.accumulation_steps) * training.accumulation_steps
         wrong.append(
             f"data.batch_size: {data.batch_size} does not divide into training.accumulation_steps "
-            f"{training.accumulation_steps}; use {math.ceil(data.batch_size / training.accumulation_steps) * training.accumulation_steps}"
+            f"{training.accumulation_steps}; use {above}"
         )
     if wrong:
         raise ValueError("\n".join(wrong))

@@ -61,14 +61,15 @@ def dump_config(config: Config) -> str:
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
     """Dotted names of every setting; a list of sections appears as `data.datasets[]`."""
     for name, field in model.model_fields.items():
-        inner, mark = _section_of(field.annotation)
+        inner, mark = section_of(field.annotation)
         if inner is None:
             yield f"{prefix}{name}"
         else:
             yield from leaves(inner, f"{prefix}{name}{mark}.")
 
 
-def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+def section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
+    """The section that a field holds, if any, and the mark `[]` when it holds a list of them."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation, ""
     for argument in getattr(annotation, "__args__", ()):

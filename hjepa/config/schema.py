@@ -68,9 +68,7 @@ class EMA(Section):
     momentum: Annotated[Float, Field(ge=0, lt=1)] | None = Field(
         None, description="momentum at the first step; 1 - 100/steps when not given"
     )
-    momentum_end: Unit | None = Field(
-        None, description="momentum at the last step; 1 - 10/steps when not given"
-    )
+    momentum_end: Unit | None = Field(None, description="momentum at the last step; 1 - 10/steps when not given")
     momentum_warmup_epochs: Weight = Field(
         0.0, description="epochs over which the averaging horizon grows from one step to its scheduled length"
     )
@@ -104,7 +102,8 @@ class Model(Section):
         2, description="number of levels; level l predicts means over 2^l x 2^l patches"
     )
     target_layers: tuple[Positive, ...] | None = Field(
-        None, description="encoder blocks (1 = first) whose output is predicted; three spread over the depth when not given"
+        None,
+        description="encoder blocks (1 = first) whose output is predicted; three spread over the depth when not given",
     )
     rope: Rope = Rope()
     fpn: FPN = FPN()
@@ -180,9 +179,7 @@ class Augmentation(Section):
     crop_scale: Interval = Field((0.3, 1.0), description="share of the image's area that a crop covers")
     crop_ratio: Interval = Field((0.75, 4 / 3), description="aspect (width over height) of a crop")
     horizontal_flip: Unit = Field(0.5, description="probability of mirroring left to right")
-    color_jitter: Unit = Field(
-        0.0, description="strength s: brightness, contrast and saturation vary by s, hue by s/4"
-    )
+    color_jitter: Unit = Field(0.0, description="strength s: brightness, contrast and saturation vary by s, hue by s/4")
     color_jitter_probability: Unit = Field(0.8, description="probability that an image is jittered")
     grayscale: Unit = Field(0.0, description="probability of removing colour")
     gaussian_blur: Unit = Field(0.0, description="probability of blurring")
@@ -275,7 +272,8 @@ class Loss(Section):
     """Distance of the prediction per level, and what keeps the embedding from collapsing."""
 
     type: Literal["mse", "smoothl1", "combined", "sigreg"] = Field(
-        "smoothl1", description="mse, smoothl1: prediction only; combined: smoothl1 + VICReg; sigreg: smoothl1 + SIGReg"
+        "smoothl1",
+        description="mse, smoothl1: prediction only; combined: smoothl1 + VICReg; sigreg: smoothl1 + SIGReg",
     )
     hierarchy_weights: tuple[Weight, ...] | None = Field(
         None, description="one weight per level, finest first; 1, 1/2, 1/4, ... when not given"
@@ -289,7 +287,10 @@ class Training(Section):
     """The loop."""
 
     epochs: Positive = Field(100, description="passes over an epoch's samples")
-    max_steps: Positive | None = Field(None, description="cut the run short after this many optimizer steps; schedules stay those of `epochs`")
+    max_steps: Positive | None = Field(
+        None,
+        description="cut the run short after this many optimizer steps; schedules stay those of `epochs`",
+    )
     warmup_epochs: Weight | None = Field(
         None, description="epochs of linear learning-rate warm-up; 5 % of the run when not given"
     )
@@ -331,7 +332,8 @@ class Evaluation(Section):
     knn: KNN = KNN()
     linear: Bool = Field(True, description="linear probe beside k-NN")
     linear_l2: tuple[Scale, ...] = Field(
-        (1e-3, 1e-2, 1e-1, 1.0, 10.0), description="grid of the linear probe's regularisation, chosen on a part of train"
+        (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        description="grid of the linear probe's regularisation, chosen on a part of train",
     )
     max_train: Positive = Field(10000, description="labelled training images at most")
     max_test: Positive = Field(2000, description="test images at most")

@@ -1,0 +1,1 @@
+"""Encoder, predictor, pyramid of levels, and the model that joins them."""

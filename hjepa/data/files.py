@@ -1,0 +1,206 @@
+"""Sources that are folders of image files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hjepa.data.decode import decode, true_size
+from hjepa.data.source import Float32, Int64, Source, UInt8
+from hjepa.errors import DataError
+from hjepa.rng import permute
+
+EXTENSIONS = (
+    ".bmp",
+    ".gif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".pgm",
+    ".png",
+    ".pnm",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+MAX_THREADS = 8
+
+_HOLD_OUT_SEED = 0
+_LOOKED_FOR = f"{', '.join(EXTENSIONS)}; hidden files and links that lead out of the folder are left out"
+
+
+class FileSource(Source):
+    """Image files, squeezed to `side` x `side` as they are decoded.
+
+    Attributes:
+        paths: of the files, in the order of the indices.
+    """
+
+    def __init__(
+        self, name: str, paths: Sequence[str], side: int, labels: Int64 | None = None, num_classes: int = 0
+    ) -> None:
+        self.name = name
+        self.paths = list(paths)
+        self.size = (side, side)
+        self.labels = labels
+        self.num_classes = num_classes
+        self._true_sizes = np.zeros((len(self.paths), 2), np.float32)  # 0: not known yet
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def images(self, indices: Int64) -> UInt8:
+        """`[n]` indices -> `[n, 3, side, side]` uint8 RGB; a file that cannot be read is a `DataError`."""
+        out = np.empty((len(indices), 3, *self.size), np.uint8)
+
+        def fill(row: int) -> None:
+            index = indices[row]
+            out[row], self._true_sizes[index] = decode(self.paths[index], self.size[0])
+
+        # Pillow decodes without the interpreter's lock. A loader worker has one torch thread, as there are
+        # several of it. Threads do not survive a fork, so the pool lives no longer than the call.
+        threads = min(len(indices), torch.get_num_threads(), MAX_THREADS)
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(fill, range(len(indices))):
+                    pass
+        else:
+            for row in range(len(indices)):
+                fill(row)
+        return out
+
+    def true_sizes(self, indices: Int64) -> Float32:
+        """`[n]` indices -> `[n, 2]` float32 height and width; read from the header if not decoded yet."""
+        for index in indices:
+            if not self._true_sizes[index, 0]:
+                self._true_sizes[index] = true_size(self.paths[index])
+        return self._true_sizes[indices]
+
+
+class FolderSource(FileSource):
+    """All images under a folder, however nested, without labels."""
+
+    def __init__(self, path: str | os.PathLike[str], side: int, name: str = "folder") -> None:
+        root = _existing(Path(path))
+        paths = list(_walk(root, root))
+        if not paths:
+            raise DataError(f"no images under {root} (looked for {_LOOKED_FOR})")
+        super().__init__(name, paths, side)
+
+
+class ClassFolderSource(FileSource):
+    """Images in one folder per class; classes are numbered by the sorted names of the training folders.
+
+    The parts are `path`/train and `path`/val or `path`/test. Where the class folders lie in `path` itself, a
+    tenth of each class, always the same, is held out as the test part.
+
+    Attributes:
+        classes: names of the class folders, by label.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], side: int, split: str = "train", name: str = "imagefolder"
+    ) -> None:
+        root = _existing(Path(path))
+        folder = split_folder(root, split)
+        if folder is None:
+            raise DataError(f"{name}: {root} has no test part (looked for val/ and test/ beside train/)")
+        whole = folder == root
+        self.classes = _class_names(root if whole else root / "train", root)
+        unknown = sorted(set(_class_names(folder, root)) - set(self.classes))
+        if unknown:
+            raise DataError(f"{name}: {folder} has the class {unknown[0]}, which the training folder lacks")
+
+        paths: list[str] = []
+        labels: list[int] = []
+        for label, class_name in enumerate(self.classes):
+            found = list(_walk(folder / class_name, root)) if (folder / class_name).is_dir() else []
+            if whole:
+                found = _part(found, class_name, held_out=split != "train")
+            paths += found
+            labels += [label] * len(found)
+        if not paths:
+            raise DataError(
+                f"{name}: no images for split {split} in the class folders of {folder} "
+                f"(looked for {_LOOKED_FOR})"
+            )
+        super().__init__(name, paths, side, np.asarray(labels, np.int64), len(self.classes))
+
+
+def has_test(path: str | os.PathLike[str]) -> bool:
+    """Whether class folders have a test part, of their own or held out."""
+    root = _existing(Path(path))
+    folder = split_folder(root, "test")
+    if folder != root:
+        return folder is not None
+    return any(len(list(islice(_walk(root / name, root), 2))) == 2 for name in _class_names(root, root))
+
+
+def split_folder(root: Path, split: str) -> Path | None:
+    """Folder whose subfolders are the classes of `split`: `root` itself if not divided, None if absent."""
+    parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
+    if not parts:
+        return root
+    if "train" not in parts:
+        raise DataError(f"{root} has {' and '.join(f'{part}/' for part in parts)} but no train/")
+    if split == "train":
+        return parts["train"]
+    other = "val" if split == "test" else "test"
+    return parts.get(split) or parts.get(other)
+
+
+def _existing(path: Path) -> Path:
+    path = path.expanduser().absolute()
+    if not path.is_dir():
+        raise DataError(
+            f"{path} is {'not a folder' if path.exists() else 'missing'}; expected a folder of images"
+        )
+    return path
+
+
+def _class_names(folder: Path, root: Path) -> list[str]:
+    names = [entry.name for entry in _visible(folder, root) if entry.is_dir()]
+    if not names:
+        raise DataError(
+            f"no class folders in {folder}; images with labels lie in one subfolder per class, "
+            "images without labels are read with name: folder"
+        )
+    return names
+
+
+def _walk(folder: str | Path, root: Path) -> Iterator[str]:
+    """Paths of the image files in `folder`, by sorted name, depth first."""
+    for entry in _visible(folder, root):
+        # A linked folder is not entered: what lies inside the root is found where it lies.
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(entry.path, root)
+        elif entry.is_file() and entry.name.lower().endswith(EXTENSIONS):
+            yield entry.path
+
+
+def _visible(folder: str | Path, root: Path) -> list[os.DirEntry[str]]:
+    """Entries by sorted name, without hidden ones and links that lead out of `root`."""
+    try:
+        with os.scandir(str(folder)) as entries:
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
+    kept = [e for e in shown if not e.is_symlink() or Path(e.path).resolve().is_relative_to(root.resolve())]
+    return sorted(kept, key=lambda entry: entry.name)
+
+
+def _part(paths: list[str], class_name: str, held_out: bool) -> list[str]:
+    """A tenth of a class (one image at least, of two or more), or the rest."""
+    n = len(paths)
+    count = max(1, n // 10) if n > 1 else 0
+    # The class names the stream, so a class that is added changes no other.
+    order = permute(_HOLD_OUT_SEED, f"hold-out/{class_name}", np.zeros(n, np.int64), np.arange(n), max(n, 1))
+    chosen = set(order[:count].tolist())
+    return [path for i, path in enumerate(paths) if (i in chosen) == held_out]

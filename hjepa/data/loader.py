@@ -1,0 +1,154 @@
+"""Batches as functions of their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from hjepa.config.schema import Data
+from hjepa.data.mixture import Mixture
+from hjepa.data.source import Source
+from hjepa.data.views import ViewParameters, Views, draw_views
+from hjepa.errors import ConfigError, DataError
+from hjepa.masks import BlockMasks, Masks
+from hjepa.rng import Int64
+
+
+class Batch(NamedTuple):
+    """One part of a step, as the host hands it over: undecorated images and what is to be done to them.
+
+    Attributes:
+        images: uint8 `[B_s, 3, H_s, W_s]` for each source that is in the batch; rows follow one another.
+        views: parameters of each view, `[B, ...]`.
+        masks: `[V B, ...]`, view by view.
+        positions: `[B]` int64, the samples' positions in the run.
+    """
+
+    images: tuple[Tensor, ...]
+    views: tuple[ViewParameters, ...]
+    masks: Masks
+    positions: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device, copied without waiting where its memory is pinned."""
+        return Batch(
+            tuple(images.to(device, non_blocking=True) for images in self.images),
+            tuple(ViewParameters(*(p.to(device, non_blocking=True) for p in view)) for view in self.views),
+            self.masks.to(device, non_blocking=True),
+            self.positions,
+        )
+
+    def render(self, views: Views) -> Tensor:
+        """Draw the views: `[V, B, 3, S, S]` float32, on the batch's device."""
+        sizes = [len(images) for images in self.images]
+        rendered = []
+        for parameters in self.views:
+            parts = zip(*(p.split(sizes) for p in parameters), strict=True)
+            per_source = [
+                views(images, ViewParameters(*part)) for images, part in zip(self.images, parts, strict=True)
+            ]
+            rendered.append(torch.cat(per_source))
+        return torch.stack(rendered)
+
+
+class Batches(Dataset[Batch]):
+    """The run's batches by number: batch k of this process is the same whoever asks for it, and when.
+
+    Step t of the run takes positions [t B, (t + 1) B); they are dealt out first to the parts of an accumulated
+    step, then to the processes.
+
+    Attributes:
+        steps_per_epoch: whole batches in an epoch; the remainder, another one each time, is left out.
+    """
+
+    def __init__(
+        self,
+        config: Data,
+        sources: Sequence[Source],
+        masks: BlockMasks,
+        seed: int,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Plan the run.
+
+        Raises:
+            ConfigError: when the batch does not divide into processes and accumulated parts.
+            DataError: when an epoch is smaller than a batch.
+        """
+        self.config = config
+        self.sources = list(sources)
+        self.masks = masks
+        self.seed = seed
+        self.parts, self.rank, self.world_size = accumulation_steps, rank, world_size
+        weights = [dataset.weight for dataset in config.datasets]
+        self.mixture = Mixture(
+            [len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed
+        )
+        shares = accumulation_steps * world_size
+        if config.batch_size % shares:
+            above = -(-config.batch_size // shares) * shares
+            raise ConfigError(
+                f"data.batch_size: {config.batch_size} does not divide into {world_size} process(es) x "
+                f"training.accumulation_steps={accumulation_steps}; use {above}"
+            )
+        self.steps_per_epoch = self.mixture.epoch_size // config.batch_size
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"data.batch_size: {config.batch_size} is more than an epoch's {self.mixture.epoch_size} images; "
+                f"use data.batch_size={_largest_fitting(self.mixture.epoch_size, shares)} or a larger data.epoch_size"
+            )
+
+    def positions(self, number: int) -> Int64:
+        """Positions in the run of batch `number` of this process."""
+        step, part = divmod(number, self.parts)
+        size = self.config.batch_size // (self.parts * self.world_size)
+        first = step * self.config.batch_size + (part * self.world_size + self.rank) * size
+        return np.arange(first, first + size, dtype=np.int64)
+
+    def locate(self, positions: Int64) -> tuple[Int64, Int64]:
+        """Source and index `[n]` of the samples at these positions of the run."""
+        per_epoch = self.steps_per_epoch * self.config.batch_size
+        return self.mixture.locate(positions // per_epoch, positions % per_epoch)
+
+    def __getitem__(self, number: int) -> Batch:
+        positions = self.positions(number)
+        source, index = self.locate(positions)
+        order = np.argsort(source, kind="stable")  # rows of one source side by side: they share a stored size
+        positions, source, index = positions[order], source[order], index[order]
+        images, sizes = [], []
+        for s in np.unique(source):
+            mine = index[source == s]
+            images.append(torch.from_numpy(self.sources[s].images(mine)))
+            sizes.append(self.sources[s].true_sizes(mine))
+        true_sizes = np.concatenate(sizes)
+        names = [f"view{v}" for v in range(self.config.num_views)]
+        masks = [self.masks.sample(self.seed, number // self.parts, name, positions) for name in names]
+        return Batch(
+            tuple(images),
+            tuple(
+                draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names
+            ),
+            Masks(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
+            torch.from_numpy(positions),
+        )
+
+    def loader(self, first_step: int, last_step: int, pin_memory: bool) -> DataLoader[Batch]:
+        """Batches of the steps [first_step, last_step), in order, from `num_workers` processes."""
+        return DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(first_step * self.parts, last_step * self.parts),
+            num_workers=self.config.num_workers,
+            pin_memory=pin_memory and self.config.pin_memory,
+        )
+
+
+def _largest_fitting(epoch_size: int, shares: int) -> int:
+    return max(epoch_size // shares * shares, shares)

@@ -1,0 +1,147 @@
+"""From the config to sources: what is trained on, what is probed, what is kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hjepa.config.schema import Data, Dataset
+from hjepa.data.archives import ArraySource, cifar, stl10
+from hjepa.data.files import ClassFolderSource, FolderSource, has_test
+from hjepa.data.shapes import Shapes
+from hjepa.data.source import Float32, Int64, Source, UInt8
+
+Progress = Callable[[int, int], None]
+
+SHAPES_LENGTH = 20000
+
+_CHUNK = 256
+
+
+def open_source(dataset: Dataset, data: Data, seed: int, split: str | None = None) -> Source:
+    """Open one part of one data set.
+
+    Args:
+        dataset: which one.
+        data: where data sets lie, at which size files are kept, and whether to download.
+        seed: the run's; procedural images are a function of it.
+        split: train, test, val (the same as test where there is one of them), for stl10 also unlabeled and
+            train+unlabeled. None for the part that the data set is trained on.
+
+    Raises:
+        DataError: the images are missing or damaged.
+    """
+    path = data.data_path if dataset.path is None else dataset.path
+    split = split or dataset.split or ("train+unlabeled" if dataset.name == "stl10" else "train")
+    match dataset.name:
+        case "shapes":
+            length = dataset.length or SHAPES_LENGTH
+            if split == "train":
+                return Shapes(length, seed)
+            return Shapes(max(1000, length // 10), seed, "test")
+        case "cifar10" | "cifar100":
+            return cifar(dataset.name, path, split, data.download)
+        case "stl10":
+            return stl10(path, split, data.download)
+        case "imagefolder" | "imagenet":
+            return ClassFolderSource(path, decode_side(data), split, dataset.name)
+        case "folder":
+            return FolderSource(path, decode_side(data), dataset.name)
+
+
+def open_training(data: Data, seed: int) -> list[Source]:
+    """What a run trains on, in the order of `data.datasets`."""
+    return [open_source(dataset, data, seed) for dataset in data.datasets]
+
+
+def open_probe(dataset: Dataset, data: Data, seed: int) -> tuple[Source, Source] | None:
+    """The labelled train part and the test part of a data set; None where it lacks labels or a test part."""
+    if dataset.name == "folder":
+        return None
+    if dataset.name in ("imagefolder", "imagenet") and not has_test(dataset.path or data.data_path):
+        return None
+    # Where a folder has both val/ and test/, val/ is the one with labels (ImageNet).
+    return open_source(dataset, data, seed, "train"), open_source(dataset, data, seed, "val")
+
+
+def decode_side(data: Data) -> int:
+    """Side at which image files are kept, in pixels."""
+    return data.decode_size or -(-data.image_size // 7) * 8
+
+
+class CachedSource(Source):
+    """A source decoded once, in memory that loader processes share.
+
+    Args:
+        source: what is decoded, all of it, at once.
+        progress: called with (done, total) images.
+    """
+
+    def __init__(self, source: Source, progress: Progress | None = None) -> None:
+        self.name = source.name
+        self.size = source.size
+        self.labels = source.labels
+        self.num_classes = source.num_classes
+        self._true_sizes = np.empty((len(source), 2), np.float32)
+        self._images = _shared_memory((len(source), 3, *source.size))
+        for start in range(0, len(source), _CHUNK):
+            indices = np.arange(start, min(start + _CHUNK, len(source)))
+            self._images[start : start + len(indices)] = torch.from_numpy(source.images(indices))
+            self._true_sizes[indices] = source.true_sizes(indices)
+            if progress is not None:
+                progress(start + len(indices), len(source))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def images(self, indices: Int64) -> UInt8:
+        """`[n]` indices -> `[n, 3, height, width]` uint8 RGB."""
+        out: UInt8 = self._images.numpy()[indices]
+        return out
+
+    def true_sizes(self, indices: Int64) -> Float32:
+        """`[n]` indices -> `[n, 2]` float32, as the source gave them."""
+        return self._true_sizes[indices]
+
+
+def _shared_memory(shape: tuple[int, ...]) -> torch.Tensor:
+    # Moved before it is filled: pages that were never written cost nothing to move.
+    images = torch.empty(shape, dtype=torch.uint8)
+    try:
+        images.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        # A container's /dev/shm is small. Forked loaders share ordinary memory too, as nobody writes to it.
+        pass
+    return images
+
+
+def cache(sources: Sequence[Source], limit_gb: float, progress: Progress | None = None) -> list[Source]:
+    """Decode the sources that fit into `limit_gb` (10^9 bytes), smallest first; the order stays.
+
+    A source that lies in memory already is left as it is and does not count.
+
+    Args:
+        sources: what the run reads.
+        limit_gb: memory for all decoded sources together.
+        progress: called with (done, total) images over all sources that are decoded.
+    """
+    left = limit_gb * 1e9
+    chosen = []
+    for i in sorted(range(len(sources)), key=lambda i: sources[i].nbytes):
+        if not isinstance(sources[i], ArraySource | CachedSource) and sources[i].nbytes <= left:
+            left -= sources[i].nbytes
+            chosen.append(i)
+    total = sum(len(sources[i]) for i in chosen)
+    out = list(sources)
+    done = 0
+    for i in chosen:
+
+        def report(part: int, _: int, before: int = done) -> None:
+            if progress is not None:
+                progress(before + part, total)
+
+        out[i] = CachedSource(sources[i], report)
+        done += len(sources[i])
+    return out

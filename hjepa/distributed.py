@@ -1,0 +1,20 @@
+"""What a batch statistic needs to know of other processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def gather_batch(x: Tensor, dim: int) -> Tensor:
+    """Join the processes' parts of a batch along `dim`, with gradients; alone, return `x`.
+
+    Every process then computes the same statistic of the whole batch. The backward pass sums the processes'
+    gradients into each part, and data parallelism averages over processes, so the gradient is that of one process
+    holding the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return x
+    return torch.cat(tuple(all_gather(x.contiguous())), dim=dim)

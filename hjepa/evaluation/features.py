@@ -1,0 +1,72 @@
+"""Images through a frozen encoder, and what is taken from them without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hjepa.data.source import Source
+from hjepa.data.views import Views, center_views
+
+# Normalised images `[n, 3, S, S]` float32 -> features `[n, d]` by name. Whoever makes it sees to eval mode.
+Embed = Callable[[Tensor], dict[str, Tensor]]
+
+_PIXEL_SIDE = 32
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """The baseline without an encoder: the image itself, area-averaged to at most 32 pixels per side.
+
+    The mean image is still in it. Two pictures are compared by what sets them apart, so the caller subtracts
+    the bank's mean from bank and queries.
+
+    Args:
+        images: `[n, 3, S, S]` float32, normalised.
+
+    Returns:
+        `[n, 3 * min(S, 32)^2]` float32.
+    """
+    side = min(images.shape[-1], _PIXEL_SIDE)
+    return F.adaptive_avg_pool2d(images, side).flatten(1)
+
+
+@torch.no_grad()
+def collect(
+    embed: Embed,
+    source: Source,
+    indices: NDArray[np.int64],
+    views: Views,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Features of the largest centred square of each image.
+
+    Args:
+        embed: the frozen encoder; see `Embed`.
+        source: images with labels.
+        indices: `[n]` int64, which of them, n >= 1.
+        views: cuts, scales and normalises; on the device, without jitter or blur.
+        batch_size: images per forward pass.
+        device: where views and features are computed.
+
+    Returns:
+        Features by name, each `[n, d]` float32 on the CPU, and labels `[n]` int64 on the CPU.
+    """
+    assert source.labels is not None
+    assert len(indices)
+    features: dict[str, Tensor] = {}
+    for start in range(0, len(indices), batch_size):
+        part = indices[start : start + batch_size]
+        images = torch.from_numpy(source.images(part)).to(device)
+        squares = center_views(source.true_sizes(part)).to(device)
+        for name, rows in embed(views(images, squares)).items():
+            # Written into place: concatenation at the end would hold everything twice.
+            if name not in features:
+                features[name] = torch.empty(len(indices), rows.shape[1])
+            features[name][start : start + len(part)] = rows
+    return features, torch.from_numpy(source.labels[indices])

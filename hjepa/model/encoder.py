@@ -1,0 +1,303 @@
+"""Vision Transformers from timm that run on any subset of an image's patches.
+
+Hidden patches are dropped before the first block, not zeroed: the context encoder pays for what it sees, and
+nothing leaks through attention. The blocks, their options and their initialisation are timm's; the adapter is what
+embeds patches, drops some, and hands out the outputs of chosen blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hjepa.config.geometry import EncoderShape, encoder_shape
+from hjepa.config.schema import Model
+from hjepa.errors import ConfigError
+from hjepa.grid import Grid
+
+
+class Encoded(NamedTuple):
+    """What an encoder computed.
+
+    Attributes:
+        tokens: `[B, N, D]` output of the last block after the final norm.
+        taps: `[B, N, D]` each, outputs of the blocks asked for, before any norm.
+    """
+
+    tokens: Tensor
+    taps: tuple[Tensor, ...]
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens `[B, N, D]` at `[B, K]` -> `[B, K, D]`."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+class Backbone(nn.Module, ABC):
+    """A timm transformer without class token, and how its patches and positions are embedded."""
+
+    vit: Any  # timm publishes no types
+
+    def __init__(self, vit: nn.Module, use_flash_attention: bool) -> None:
+        super().__init__()
+        self.vit = vit
+        self.checkpointing = False
+        for module in vit.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = use_flash_attention  # type: ignore[assignment]
+
+    @property
+    def grid(self) -> Grid:
+        """The patches of a whole image."""
+        return Grid(*self.vit.patch_embed.grid_size)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of a token."""
+        return int(self.vit.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.vit.blocks)
+
+    @abstractmethod
+    def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Patches to tokens.
+
+        Args:
+            images: `[B, 3, H, W]`.
+            keep: `[B, K]` patch numbers to keep, or None for all.
+
+        Returns:
+            tokens `[B, K, D]` and what every block needs to know of their places, if anything.
+        """
+
+    @abstractmethod
+    def block(self, index: int, tokens: Tensor, places: Tensor | None) -> Tensor:
+        """One block: `[B, K, D]` -> `[B, K, D]`."""
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, taps: Sequence[int] = ()) -> Encoded:
+        """Encode the kept patches.
+
+        Args:
+            images: `[B, 3, H, W]` normalised.
+            keep: `[B, K]` int64 patch numbers, or None for the whole grid.
+            taps: blocks (1 = first) whose outputs are wanted.
+        """
+        tokens, places = self.embed(images, keep)
+        outputs = []
+        for index in range(self.depth):
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens = checkpoint(self.block, index, tokens, places, use_reentrant=False)
+            else:
+                tokens = self.block(index, tokens, places)
+            outputs.append(tokens)
+        return Encoded(self.vit.norm(tokens), tuple(outputs[tap - 1] for tap in taps))
+
+
+class ViTBackbone(Backbone):
+    """Learned absolute positions."""
+
+    def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Backbone.embed`; positions are added before patches are dropped."""
+        tokens = self.vit.patch_embed(images) + self.vit.pos_embed
+        return (tokens if keep is None else take(tokens, keep)), None
+
+    def block(self, index: int, tokens: Tensor, places: Tensor | None) -> Tensor:
+        """See `Backbone.block`."""
+        out: Tensor = self.vit.blocks[index](tokens)
+        return out
+
+
+class RotaryBackbone(Backbone):
+    """Rotary positions: each block rotates queries and keys by the places of the kept patches."""
+
+    def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """See `Backbone.embed`; places are `[N, 2 d]` or, of kept patches, `[B, 1, K, 2 d]` (d: head width)."""
+        tokens = self.vit.patch_embed(images)
+        places = self.vit.rope.get_embed()
+        if keep is None:
+            return tokens, places
+        return take(tokens, keep), places[keep].unsqueeze(1)
+
+    def block(self, index: int, tokens: Tensor, places: Tensor | None) -> Tensor:
+        """See `Backbone.block`."""
+        out: Tensor = self.vit.blocks[index](tokens, rope=places)
+        return out
+
+
+def build_backbone(config: Model, image_size: int) -> Backbone:
+    """The transformer that a config describes, for square images of `image_size` pixels."""
+    shape = encoder_shape(config.encoder_type, config.patch_size, config.embed_dim, config.depth, config.num_heads)
+    init_values = config.layerscale_init if config.use_layerscale else None
+    if config.rope.use_rope:
+        rotary = Eva(
+            img_size=image_size,
+            patch_size=shape.patch_size,
+            num_classes=0,
+            global_pool="avg",
+            embed_dim=shape.embed_dim,
+            depth=shape.depth,
+            num_heads=shape.num_heads,
+            attn_type="rope",
+            init_values=init_values,
+            drop_path_rate=config.drop_path_rate,
+            class_token=False,
+            use_abs_pos_emb=False,
+            use_rot_pos_emb=True,
+            rope_temperature=config.rope.theta,
+            use_post_transformer_norm=True,
+            use_fc_norm=False,
+        )
+        return RotaryBackbone(rotary, config.use_flash_attention)
+    vit = VisionTransformer(
+        img_size=image_size,
+        patch_size=shape.patch_size,
+        num_classes=0,
+        global_pool="avg",
+        fc_norm=False,
+        class_token=False,
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        init_values=init_values,
+        drop_path_rate=config.drop_path_rate,
+    )
+    if config.pretrained:
+        adopt_weights(vit, _released_model(config.encoder_type, image_size, shape))
+    return ViTBackbone(vit, config.use_flash_attention)
+
+
+def _released_model(encoder_type: str, image_size: int, shape: EncoderShape) -> nn.Module:
+    """timm's model with its released weights, resampled to this image and patch size."""
+    try:
+        model: nn.Module = timm.create_model(
+            encoder_type, pretrained=True, img_size=image_size, patch_size=shape.patch_size, num_classes=0
+        )
+    except Exception as error:  # hub, network and file errors have no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"model.pretrained: timm could not supply weights for {encoder_type} ({reason}); "
+            "connect once to download them, or set model.pretrained=false"
+        ) from error
+    return model
+
+
+def adopt_weights(vit: VisionTransformer, donor: nn.Module) -> None:
+    """Copy a timm ViT's weights into one without class token; the class token and its position are left behind."""
+    state = donor.state_dict()
+    if state.pop("cls_token", None) is not None:
+        state["pos_embed"] = state["pos_embed"][:, 1:]
+    vit.load_state_dict(state)
+
+
+class ContextEncoder(nn.Module):
+    """The encoder that is trained; it sees visible patches only."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor, keep: Tensor | None = None, taps: Sequence[int] = ()) -> Encoded:
+        """See `Backbone.forward`."""
+        encoded: Encoded = self.backbone(images, keep, taps)
+        return encoded
+
+
+class TargetEncoder(nn.Module):
+    """A slow average of the context encoder: no gradient, always in eval mode, sees the whole view."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> TargetEncoder:
+        """Stay in eval mode whatever the model around it does."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, keep: Tensor | None = None, taps: Sequence[int] = ()) -> Encoded:
+        """See `Backbone.forward`; nothing is recorded for a backward pass."""
+        encoded: Encoded = self.backbone(images, keep, taps)
+        return encoded
+
+    @torch.no_grad()
+    def copy_from_context_encoder(self, context: ContextEncoder) -> None:
+        """Become equal to the context encoder."""
+        self.backbone.load_state_dict(context.backbone.state_dict())
+
+    @torch.no_grad()
+    def update(self, context: ContextEncoder, momentum: float | Tensor) -> None:
+        """target <- momentum * target + (1 - momentum) * context, in one fused operation per device.
+
+        Args:
+            context: the encoder to follow.
+            momentum: in [0, 1], a number or a 0-d tensor on the parameters' device; at 1 nothing moves.
+        """
+        slow: list[Tensor] = list(self.backbone.parameters())
+        fast: list[Tensor] = list(context.backbone.parameters())
+        weight = 1.0 - torch.as_tensor(momentum, device=slow[0].device, dtype=slow[0].dtype)
+        torch._foreach_lerp_(slow, fast, [weight] * len(slow))
+
+
+def build_encoders(config: Model, image_size: int) -> tuple[ContextEncoder, TargetEncoder]:
+    """Context encoder and its equal, the target encoder."""
+    context = ContextEncoder(build_backbone(config, image_size))
+    return context, TargetEncoder(deepcopy(context.backbone))
+
+
+def create_encoder(
+    encoder_type: str = "vit_base_patch16_224",
+    img_size: int = 224,
+    pretrained: bool = False,
+    drop_path_rate: float = 0.0,
+    use_rope: bool = False,
+    rope_theta: float = 10000.0,
+    use_flash_attention: bool = True,
+    use_layerscale: bool = False,
+    layerscale_init: float = 1e-5,
+) -> tuple[ContextEncoder, TargetEncoder]:
+    """Context and target encoder by plain arguments; each means what it means in the config's `model` section.
+
+    Args:
+        encoder_type: timm name.
+        img_size: side of the (square) images in pixels, a multiple of the patch size.
+        pretrained: start from timm's released weights.
+        drop_path_rate: stochastic depth of the context encoder.
+        use_rope: rotary positions.
+        rope_theta: base of the rotary frequencies.
+        use_flash_attention: fused attention, or the explicit product.
+        use_layerscale: learned per-channel scale on every residual branch.
+        layerscale_init: its initial value.
+
+    Raises:
+        ValueError: for values that the config would refuse (pydantic's ValidationError is one).
+    """
+    config = Model.model_validate(
+        {
+            "encoder_type": encoder_type,
+            "pretrained": pretrained,
+            "drop_path_rate": drop_path_rate,
+            "use_flash_attention": use_flash_attention,
+            "use_layerscale": use_layerscale,
+            "layerscale_init": layerscale_init,
+            "rope": {"use_rope": use_rope, "theta": rope_theta},
+        }
+    )
+    patch = encoder_shape(encoder_type).patch_size
+    if img_size % patch:
+        raise ValueError(f"img_size {img_size} is not a multiple of the patch size {patch}")
+    return build_encoders(config, img_size)

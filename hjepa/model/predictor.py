@@ -1,0 +1,103 @@
+"""The predictor: from visible tokens and the places of hidden cells to what the target encoder computes there."""
+
+from __future__ import annotations
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hjepa.config.geometry import encoder_shape
+from hjepa.config.schema import Model
+from hjepa.grid import Grid, cells, pool, sine_positions
+from hjepa.masks import Masks
+from hjepa.model.pyramid import TopDown, spread_taps, taps_of_level
+
+
+class Predictor(nn.Module):
+    """A narrow transformer; context tokens and the queries of all blocks and levels go through it in one pass.
+
+    A query is a learned vector per level (which says the scale) plus the sine embedding of the cell's centre.
+    """
+
+    def __init__(self, config: Model, grid: Grid) -> None:
+        super().__init__()
+        shape = encoder_shape(config.encoder_type, config.patch_size, config.embed_dim, config.depth, config.num_heads)
+        num_taps = len(config.target_layers or spread_taps(shape.depth))
+        dim = config.predictor.embed_dim or shape.embed_dim // 2
+        self.grid = grid
+        self.dim = dim
+        self.target_dim = shape.embed_dim
+        self.num_levels = config.num_hierarchies
+        self.checkpointing = False
+        self.embed = nn.Linear(shape.embed_dim, dim)
+        self.queries = nn.Parameter(torch.empty(self.num_levels, dim))
+        num_heads = config.predictor.num_heads or _heads(dim, shape.embed_dim // shape.num_heads)
+        self.blocks = nn.ModuleList()
+        for _ in range(config.predictor.depth):
+            block = Block(dim, num_heads, mlp_ratio=config.predictor.mlp_ratio, qkv_bias=True)
+            block.attn.fused_attn = config.use_flash_attention
+            self.blocks.append(block)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.fpn = TopDown(config.fpn, dim, self.num_levels) if config.fpn.use_fpn else None
+        head_dim = self.fpn.out_dim if self.fpn else dim
+        taps = [len(range(num_taps)[taps_of_level(num_taps, level)]) for level in range(self.num_levels)]
+        self.heads = nn.ModuleList(nn.Linear(head_dim, count * shape.embed_dim) for count in taps)
+        self.apply(_init_weights)
+        nn.init.trunc_normal_(self.queries, std=0.02)
+
+    def forward(self, context: Tensor, masks: Masks) -> list[Tensor]:
+        """Predict every hidden cell of every level.
+
+        Args:
+            context: `[B, Nc, D]` the context encoder's tokens.
+            masks: where they are, and the hidden blocks `[B, M, h, w]`.
+
+        Returns:
+            for each level `[B, M, h_l, w_l, T_l, D]`.
+        """
+        batch, num_context, _ = context.shape
+        num_masks, h, w = masks.targets.shape[1:]
+        tokens = [self.embed(context) + self._positions(masks.context)]
+        places = self.grid.coordinates(masks.targets)
+        for level in range(self.num_levels):
+            centres = sine_positions(pool(places, level).flatten(1, 3), self.dim)
+            tokens.append(self.queries[level] + centres)
+        x = torch.cat(tokens, dim=1)
+        for block in self.blocks:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        x = self.norm(x[:, num_context:])
+
+        sizes = [cells(h, w, level) for level in range(self.num_levels)]
+        parts = x.split([num_masks * rows * columns for rows, columns in sizes], dim=1)
+        maps = [part.reshape(batch * num_masks, *size, self.dim) for part, size in zip(parts, sizes, strict=True)]
+        if self.fpn is not None:
+            maps = self.fpn(maps)
+        return [
+            head(m).reshape(batch, num_masks, *size, -1, self.target_dim)
+            for head, m, size in zip(self.heads, maps, sizes, strict=True)
+        ]
+
+    def _positions(self, indices: Tensor) -> Tensor:
+        return sine_positions(self.grid.coordinates(indices), self.dim)
+
+
+def _heads(dim: int, head_width: int) -> int:
+    """The number of heads nearest to the encoder's head width that divides the predictor's width."""
+    divisors = [n for n in range(1, dim + 1) if dim % n == 0]
+    return min(divisors, key=lambda n: abs(dim / n - head_width))
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def create_predictor(config: Model, grid: Grid) -> Predictor:
+    """The predictor that belongs to an encoder on this grid."""
+    return Predictor(config, grid)

@@ -1,0 +1,49 @@
+"""Signs of collapse, read from features across images.
+
+A feature that no longer depends on the image is collapsed, whatever its norm: the standard deviation *over the
+channels* after a layer norm reads 1.0 on a dead encoder. So spread is measured over images, at a fixed place,
+before any norm, in units of the features' own size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def relative_std(features: Tensor) -> Tensor:
+    """How much features depend on the image: std over images at each place and channel over the root mean square.
+
+    Args:
+        features: `[n, ..., D]` float, n images.
+
+    Returns:
+        0-d float32: 0 when every image gives the same features, near 1 when the mean image explains nothing.
+    """
+    x = features.float()
+    spread = x.var(dim=0, unbiased=False).mean()
+    return (spread / x.square().mean().clamp_min(1e-12)).sqrt()
+
+
+def rankme(features: Tensor) -> Tensor:
+    """Effective rank of a batch of embeddings (RankMe, Garrido et al. 2023, eq. 1).
+
+    exp of the entropy of the singular values normalised to sum 1. The mean is removed first, since a constant
+    embedding is the collapse that the raw matrix would call rank one at best.
+
+    Args:
+        features: `[n, D]`.
+
+    Returns:
+        0-d float32 between 0 (constant) and min(n - 1, D).
+    """
+    # float64 on the CPU: the small singular values are the message, and MPS has neither svd nor float64.
+    x = features.detach().double().cpu()
+    x = x - x.mean(dim=0)
+    values = torch.linalg.svdvals(x)
+    # What rounding leaves of a constant batch is not rank.
+    total = values.sum()
+    if total <= 1e-6 * features.detach().double().norm().cpu().clamp_min(1e-12):
+        return torch.zeros(())
+    p = values / total
+    return torch.exp(-(p * p.clamp_min(1e-12).log()).sum()).float()

@@ -1,0 +1,85 @@
+"""A run's folder: who holds it, and what is written into it while the run goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from hjepa.errors import FolderInUseError, StorageError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class RunFolder:
+    """`config.yaml`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one process.
+
+    Raises:
+        FolderInUseError: when another process holds it.
+        StorageError: when it cannot be written.
+    """
+
+    def __init__(self, path: Path, use_tensorboard: bool) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._use_tensorboard = use_tensorboard
+        self._tensorboard: SummaryWriter | None = None
+        self._metrics: IO[str] | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a")
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror}); set experiment.output_dir") from None
+        try:
+            # The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderInUseError(
+                f"{path}: another process trains here; choose another experiment.output_dir"
+            ) from None
+
+    def write_config(self, text: str) -> None:
+        """Write the resolved config."""
+        (self.path / "config.yaml").write_text(text)
+
+    def open_metrics(self, step: int) -> None:
+        """Start or continue the record after `step` steps; lines from beyond it, of steps that will be redone, go."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            path.write_text("".join(f"{line}\n" for line in kept))
+        self._metrics = path.open("a")
+        if self._use_tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
+
+    def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
+        """Append one line to the record and a point to each curve."""
+        assert self._metrics is not None
+        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self._metrics.flush()
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish the files and let the folder go."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._metrics is not None:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            self._metrics.close()
+        self._lock.close()
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut off by a kill belongs to no step and goes."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
