@@ -181,8 +181,8 @@ def _missing(name: str, root: Path, why: str) -> DataError:
     official = _OFFICIAL[name]
     return DataError(
         f"{name}: neither {official.base_folder}/ nor {official.filename} is in {root}, and {why}; "
-        f"put the official archive ({official.url}) or its unpacked folder there, or name the folder that has "
-        "it with data.datasets[i].path or data.data_path"
+        f"put the official archive ({official.url}) or its unpacked folder there, or name the folder that "
+        "has it with data.datasets[i].path or data.data_path"
     )
 
 

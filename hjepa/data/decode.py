@@ -35,8 +35,8 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, int]]:
     """Read an image, turn it upright and squeeze it to a square.
 
-    Transparent parts lie on mid-grey, an animation is its first frame, more than 8 bits per channel are scaled
-    down to 8.
+    Transparent parts lie on mid-grey, an animation is its first frame, more than 8 bits per channel are
+    scaled down to 8.
 
     Args:
         path: a JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM file.
@@ -55,9 +55,7 @@ def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, i
         drafted = image.draft(None, (side, side))
         rgb = _to_rgb(image)
         # reducing_gap averages whole pixels first; from 3 on the result is that of the filter alone.
-        rgb = rgb.resize(
-            (side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0
-        )
+        rgb = rgb.resize((side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
         return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), (height, width)
@@ -74,9 +72,7 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million"
-                )
+                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million")
             yield image
     # On damaged files Pillow raises nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:

@@ -128,8 +128,7 @@ class ClassFolderSource(FileSource):
             labels += [label] * len(found)
         if not paths:
             raise DataError(
-                f"{name}: no images for split {split} in the class folders of {folder} "
-                f"(looked for {_LOOKED_FOR})"
+                f"{name}: no images for split {split} in the class folders of {folder} (looked for {_LOOKED_FOR})"
             )
         super().__init__(name, paths, side, np.asarray(labels, np.int64), len(self.classes))
 
@@ -159,9 +158,7 @@ def split_folder(root: Path, split: str) -> Path | None:
 def _existing(path: Path) -> Path:
     path = path.expanduser().absolute()
     if not path.is_dir():
-        raise DataError(
-            f"{path} is {'not a folder' if path.exists() else 'missing'}; expected a folder of images"
-        )
+        raise DataError(f"{path} is {'not a folder' if path.exists() else 'missing'}; expected a folder of images")
     return path
 
 

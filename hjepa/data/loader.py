@@ -146,8 +146,14 @@ class Batches(Dataset[Batch]):
             batch_size=None,
             sampler=range(first_step * self.parts, last_step * self.parts),
             num_workers=self.config.num_workers,
+            collate_fn=_as_is,
             pin_memory=pin_memory and self.config.pin_memory,
         )
+
+
+def _as_is(batch: Batch) -> Batch:
+    """Already whole; the default would turn tuples into lists."""
+    return batch
 
 
 def _largest_fitting(epoch_size: int, shares: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -109,11 +110,9 @@ class CachedSource(Source):
 def _shared_memory(shape: tuple[int, ...]) -> torch.Tensor:
     # Moved before it is filled: pages that were never written cost nothing to move.
     images = torch.empty(shape, dtype=torch.uint8)
-    try:
-        images.share_memory_()  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        # A container's /dev/shm is small. Forked loaders share ordinary memory too, as nobody writes to it.
-        pass
+    # A container's /dev/shm is small. Forked loaders share ordinary memory too, as nobody writes to it.
+    with suppress(RuntimeError):
+        images.share_memory_()
     return images
 
 

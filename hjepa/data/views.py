@@ -109,6 +109,10 @@ class Views(nn.Module):
     for evaluation come cheapest from `Views(Augmentation(mean=..., std=...), image_size)`.
     """
 
+    scale: Tensor
+    shift: Tensor
+    band: Tensor
+
     def __init__(self, config: Augmentation, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
@@ -119,10 +123,6 @@ class Views(nn.Module):
         self.register_buffer("scale", (1 / std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
         self.register_buffer("band", reflected_band(image_size) if self.blurs else None, persistent=False)
-
-    scale: Tensor
-    shift: Tensor
-    band: Tensor
 
     def forward(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         """`[n, 3, H, W]` uint8 and parameters on its device -> `[n, 3, image_size, image_size]` float32."""

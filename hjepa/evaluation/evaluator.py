@@ -25,11 +25,7 @@ Named = Iterator[tuple[str, float]]
 
 def usable(pairs: Sequence[Probe | None]) -> list[Probe]:
     """The pairs that can be probed: labels on both sides, and at least one image each."""
-    return [
-        pair
-        for pair in pairs
-        if pair is not None and all(side.labels is not None and len(side) for side in pair)
-    ]
+    return [pair for pair in pairs if pair is not None and all(side.labels is not None and len(side) for side in pair)]
 
 
 def skip_reason(pairs: Sequence[Probe | None]) -> str | None:
@@ -107,9 +103,10 @@ class Evaluator:
         def both(images: Tensor) -> dict[str, Tensor]:
             of_target = target(images)
             assert "online" not in of_target
-            last = {"last": of_target.pop("last")}
             # Both see each batch, so every image is decoded once.
-            return last | ({"online": online(images)["last"]} if online else {}) | of_target
+            of_online = {"online": online(images)["last"]} if online else {}
+            rest = {name: rows for name, rows in of_target.items() if name != "last"}
+            return {"last": of_target["last"], **of_online, **rest}
 
         yield from self._probe(both)
 
@@ -142,9 +139,7 @@ class Evaluator:
             if name == "pixels":
                 mean = bank.mean(0)
                 bank, queries = bank - mean, queries - mean
-            for kind, value in probes(
-                self._config, bank, labels[0], queries, labels[1], self.num_classes, self._seed
-            ):
+            for kind, value in probes(self._config, bank, labels[0], queries, labels[1], self.num_classes, self._seed):
                 yield kind + suffix, value
 
     def _collect(self, embed: Embed, part: _Part) -> tuple[dict[str, Tensor], Tensor]:

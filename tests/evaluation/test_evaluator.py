@@ -49,9 +49,7 @@ def channel_means(images: Tensor) -> dict[str, Tensor]:
 
 def test_names_come_in_order_and_colours_are_told_apart() -> None:
     def target(images: Tensor) -> dict[str, Tensor]:
-        return (
-            {"tap4": images[:, :2].mean(dim=(2, 3))} | channel_means(images) | {"level0": images.flatten(1)}
-        )
+        return {"tap4": images[:, :2].mean(dim=(2, 3))} | channel_means(images) | {"level0": images.flatten(1)}
 
     evaluator = Evaluator(Evaluation(), DATA, 0, [pair(WARM)], CPU)
     found = dict(evaluator.evaluate(target, channel_means))
@@ -121,10 +119,14 @@ def test_baselines_are_computed_once() -> None:
 
 
 def test_pixels_are_compared_without_the_mean_image() -> None:
-    # Two greys, a bright and a brighter: as directions from black they are one, from the mean they are two.
+    # Two greys: as directions from black they are one, from their mean they are two.
+    black = DATA.augmentation.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    data = DATA.model_copy(update={"augmentation": black})
     pairs = [pair([(120, 120, 120), (180, 180, 180)])]
-    found = dict(Evaluator(Evaluation(), DATA, 0, pairs, CPU).baselines(channel_means))
+    # The "encoder" hands the same pixels on with their mean: what the subtraction is good for.
+    found = dict(Evaluator(Evaluation(), data, 0, pairs, CPU).baselines(lambda x: {"last": pixel_features(x)}))
     assert found["knn_pixels"] == 100.0
+    assert found["knn_random"] < 80.0
 
 
 @pytest.mark.parametrize(("side", "kept"), [(8, 8), (32, 32), (40, 32), (96, 32)])
@@ -156,27 +158,27 @@ def test_collect_sees_normalised_squares_in_batches() -> None:
         "last": (torch.float32, (5, 3)),
         "all": (torch.float32, (5, 192)),
     }
-    mean, std = (
-        np.asarray(value)[:, None, None] for value in (DATA.augmentation.mean, DATA.augmentation.std)
-    )
+    mean, std = (np.asarray(value)[:, None, None] for value in (DATA.augmentation.mean, DATA.augmentation.std))
     expected = ((source.pixels[indices] / 255 - mean) / std).mean(axis=(2, 3))
     np.testing.assert_allclose(features["all"].view(5, 3, -1).mean(2), expected, atol=0.02)
     assert torch.equal(features["all"][1], features["all"][3])
 
 
 def test_augmentation_of_the_run_is_not_seen() -> None:
-    strong = DATA.augmentation.model_copy(
-        update={"color_jitter": 1.0, "grayscale": 1.0, "gaussian_blur": 1.0}
-    )
-    plain, augmented = (
-        dict(
-            Evaluator(
-                Evaluation(), DATA.model_copy(update={"augmentation": augmentation}), 0, [pair(WARM)], CPU
-            ).baselines(channel_means)
-        )
-        for augmentation in (DATA.augmentation, strong)
-    )
-    assert plain == augmented
+    strong = {"color_jitter": 1.0, "grayscale": 1.0, "gaussian_blur": 1.0}
+    augmented = DATA.model_copy(update={"augmentation": DATA.augmentation.model_copy(update=strong)})
+
+    def seen(data: Data) -> Tensor:
+        batches: list[Tensor] = []
+
+        def embed(images: Tensor) -> dict[str, Tensor]:
+            batches.append(images)
+            return channel_means(images)
+
+        list(Evaluator(Evaluation(), data, 0, [pair(WARM)], CPU).evaluate(embed))
+        return torch.cat(batches)
+
+    assert torch.equal(seen(DATA), seen(augmented))
 
 
 def test_without_labels_the_reason_is_told() -> None:

@@ -47,9 +47,7 @@ def test_knn_predicts_what_sklearn_predicts(k: int, temperature: float) -> None:
     expected = theirs.predict(queries.double().numpy())
     ours = knn_predict(bank, bank_labels, queries, k=k, temperature=temperature, num_classes=7)
     np.testing.assert_array_equal(ours.numpy(), expected)
-    value = knn_accuracy(
-        bank, bank_labels, queries, query_labels, k=k, temperature=temperature, num_classes=7
-    )
+    value = knn_accuracy(bank, bank_labels, queries, query_labels, k=k, temperature=temperature, num_classes=7)
     assert 20 < value < 95  # the comparison above says something only where the task is neither
     assert value == pytest.approx(100 * (expected == query_labels.numpy()).mean())
 
@@ -106,9 +104,7 @@ def test_k_is_clamped_to_the_bank() -> None:
     _, index = nearest(bank, queries, 1000)
     assert index.shape == (20, 9)
     assert torch.equal(index.sort(dim=1).values, torch.arange(9).expand(20, 9))
-    every, nine = (
-        knn_predict(bank, labels, queries, k=k, temperature=0.07, num_classes=3) for k in (1000, 9)
-    )
+    every, nine = (knn_predict(bank, labels, queries, k=k, temperature=0.07, num_classes=3) for k in (1000, 9))
     assert torch.equal(every, nine)
 
 
@@ -163,9 +159,7 @@ def test_linear_probe_is_the_ridge_of_all_of_train() -> None:
     ridge = Ridge(train, train_labels, 5)
     (weights,) = ridge.weights([result.l2])
     assert result.accuracy == accuracy(ridge.predict(test, weights), test_labels)
-    assert result == linear_probe(
-        train, train_labels, test, test_labels, l2=GRID[::-1], num_classes=5, seed=3
-    )
+    assert result == linear_probe(train, train_labels, test, test_labels, l2=GRID[::-1], num_classes=5, seed=3)
 
 
 def test_the_choice_never_sees_test() -> None:

@@ -1,0 +1,45 @@
+"""What the tests share: a small run that trains in a second, and one thread, as many tests run side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+torch.set_num_threads(1)
+
+SMALL = (
+    "model.encoder_type=vit_tiny_patch16_224",
+    "model.patch_size=8",
+    "model.embed_dim=32",
+    "model.depth=3",
+    "model.num_heads=2",
+    "model.predictor.depth=1",
+    "model.predictor.embed_dim=16",
+    "model.projector.hidden_dim=16",
+    "model.projector.output_dim=8",
+    "data.datasets=[{name: shapes, length: 64}]",
+    "data.image_size=64",
+    "data.batch_size=8",
+    "training.epochs=4",
+    "evaluation.max_train=48",
+    "evaluation.max_test=32",
+    "logging.use_tensorboard=false",
+    "logging.log_frequency=1",
+    "device=cpu",
+)
+
+
+@pytest.fixture
+def small() -> tuple[str, ...]:
+    """Overrides of a run on `shapes` with 8 steps per epoch and 4 epochs."""
+    return SMALL
+
+
+@pytest.fixture
+def recipes() -> list[Path]:
+    """The shipped configs."""
+    return sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -1,0 +1,237 @@
+import hashlib
+import pickle
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from torchvision import datasets
+
+from hjepa.config.schema import Data, Dataset
+from hjepa.data import archives
+from hjepa.data.source import Source
+from hjepa.data.sources import open_probe, open_source, open_training
+from hjepa.errors import DataError
+
+
+def everything(source: Source) -> np.ndarray:
+    return source.images(np.arange(len(source)))
+
+
+def refused(action: Callable[[], object], *fragments: str) -> str:
+    with pytest.raises(DataError) as caught:
+        action()
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+    return message
+
+
+def config(name: str, root: Path, **settings: Any) -> tuple[Dataset, Data]:
+    dataset = Dataset(name=name, path=None if name == "shapes" else str(root))
+    return dataset, Data(datasets=(dataset,), **{"download": False, "image_size": 28, **settings})
+
+
+# CIFAR and STL-10
+
+
+def md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def write_cifar(root: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """A tiny data set in the official layout, its checksums made the official ones; images by part."""
+    official = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    folder = root / official.base_folder
+    folder.mkdir(parents=True)
+    key, classes = ("labels", 10) if name == "cifar10" else ("fine_labels", 100)
+    images: dict[str, np.ndarray] = {}
+    for part in ("train", "test"):
+        rows, listed = [], []
+        for i, (file, _) in enumerate(getattr(official, f"{part}_list")):
+            data = np.random.default_rng(i).integers(0, 256, (4, 3072), dtype=np.uint8)
+            (folder / file).write_bytes(pickle.dumps({"data": data, key: [0, 1, 2, classes - 1]}))
+            rows.append(data)
+            listed.append([file, md5(folder / file)])
+        monkeypatch.setattr(official, f"{part}_list", listed)
+        images[part] = np.concatenate(rows).reshape(-1, 3, 32, 32)
+    meta = folder / official.meta["filename"]
+    meta.write_bytes(pickle.dumps({official.meta["key"]: [str(i) for i in range(classes)]}))
+    monkeypatch.setattr(official, "meta", {**official.meta, "md5": md5(meta)})
+    return images
+
+
+@pytest.mark.parametrize(("name", "classes", "batches"), [("cifar10", 10, 5), ("cifar100", 100, 1)])
+def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, classes: int, batches: int) -> None:
+    images = write_cifar(tmp_path, name, monkeypatch)
+    dataset, data = config(name, tmp_path)
+    bank, test = open_probe(dataset, data, seed=0)
+    assert (everything(bank) == images["train"]).all()
+    assert (everything(test) == images["test"]).all()
+    assert bank.labels.tolist() == [0, 1, 2, classes - 1] * batches
+    assert (bank.name, bank.num_classes, bank.size, len(test)) == (name, classes, (32, 32), 4)
+    assert bank.true_sizes(np.arange(2)).tolist() == [[32, 32], [32, 32]]
+    # The unpacked folder may be named itself.
+    inner = next(tmp_path.iterdir())
+    assert len(open_source(*config(name, inner), seed=0, split="test")) == 4
+
+
+def test_a_pickle_of_another_checksum_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path, "cifar10", monkeypatch)
+    with open(tmp_path / "cifar-10-batches-py/data_batch_3", "ab") as file:
+        file.write(b"x")
+    monkeypatch.setattr(pickle, "load", lambda *args, **kwargs: pytest.fail("opened"))
+    refused(lambda: open_training(config("cifar10", tmp_path)[1], 0), "cifar-10-batches-py", "damaged", "delete")
+
+
+def write_stl10(root: Path) -> dict[str, np.ndarray]:
+    folder = root / "stl10_binary"
+    folder.mkdir(parents=True)
+    images = {}
+    for i, (part, count) in enumerate({"train": 3, "test": 2, "unlabeled": 4}.items()):
+        images[part] = np.random.default_rng(i).integers(0, 256, (count, 3, 96, 96), dtype=np.uint8)
+        images[part].transpose(0, 1, 3, 2).tofile(folder / f"{part}_X.bin")
+        if part != "unlabeled":
+            np.array([10, 1, 2][:count], np.uint8).tofile(folder / f"{part}_y.bin")
+    return images
+
+
+def test_stl10(tmp_path: Path) -> None:
+    images = write_stl10(tmp_path)
+    dataset, data = config("stl10", tmp_path)
+    whole = open_training(data, seed=0)[0]
+    assert (everything(whole) == np.concatenate([images["train"], images["unlabeled"]])).all()
+    assert everything(whole).flags.c_contiguous
+    assert whole.labels.tolist() == [9, 0, 1, -1, -1, -1, -1]
+    assert (whole.num_classes, whole.size) == (10, (96, 96))
+    bank, test = open_probe(dataset, data, seed=0)
+    assert (everything(bank) == images["train"]).all()
+    assert bank.labels.tolist() == [9, 0, 1]
+    assert (everything(test) == images["test"]).all()
+    assert open_source(dataset, data, 0, "unlabeled").labels.tolist() == [-1] * 4
+
+
+def test_damaged_stl10(tmp_path: Path) -> None:
+    write_stl10(tmp_path)
+    folder = tmp_path / "stl10_binary"
+    read = lambda: open_training(config("stl10", tmp_path)[1], 0)  # noqa: E731
+    (folder / "train_y.bin").write_bytes(b"\1")
+    refused(read, "train_y.bin", "one label for each of 3 images")
+    (folder / "unlabeled_X.bin").write_bytes(b"\0" * 100)
+    refused(lambda: archives.stl10(tmp_path, "unlabeled", False), "unlabeled_X.bin", "whole images")
+    (folder / "train_X.bin").unlink()
+    refused(read, "train_X.bin is missing")
+
+
+# Getting them
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
+def test_missing_and_not_to_be_downloaded(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "none"
+    official = archives._OFFICIAL[name]
+    refused(
+        lambda: open_training(config(name, root)[1], 0),
+        f"{name}: neither {official.base_folder}/ nor {official.filename} is in {root}",
+        official.url,
+        "data.download is false",
+        "data.datasets[i].path",
+        "data.data_path",
+    )
+    assert not root.exists()
+
+
+def test_failed_download_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(url: str, root: str, filename: str, checksum: str) -> None:
+        Path(root, filename).write_bytes(b"half of it")
+        raise URLError("no route\nto host")
+
+    monkeypatch.setattr(archives, "download_url", no_network)
+    dataset = Dataset(name="cifar10")
+    data = Data(datasets=(dataset,), data_path=str(tmp_path))
+    refused(lambda: open_source(dataset, data, 0), "the download failed", "no route to host", str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive that passes for the official one of STL-10."""
+    write_stl10(tmp_path / "made")
+    path = tmp_path / datasets.STL10.filename
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(tmp_path / "made/stl10_binary", "stl10_binary")
+    monkeypatch.setattr(datasets.STL10, "tgz_md5", md5(path))
+    return path
+
+
+@pytest.fixture
+def served(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same archive, offered by a web server."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args: object) -> None: ...
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=archive.parent)) as server:
+        monkeypatch.setattr(datasets.STL10, "url", f"http://127.0.0.1:{server.server_port}/{archive.name}")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield archive
+        server.shutdown()
+
+
+def test_download(tmp_path: Path, served: Path) -> None:
+    assert len(archives.stl10(tmp_path / "data", "train", download=True)) == 3
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["stl10_binary"]
+
+
+def test_download_of_another_checksum(tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.STL10, "tgz_md5", "0" * 32)
+    refused(lambda: archives.stl10(tmp_path / "data", "train", download=True), "the download failed", "corrupted")
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_download_that_another_process_finishes_first(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = archives.extract_archive
+
+    def extract_late(source: str, target: str) -> None:
+        extract(source, str(tmp_path / "data"))
+        extract(source, target)
+
+    monkeypatch.setattr(archives, "extract_archive", extract_late)
+    assert len(archives.stl10(tmp_path / "data", "train", download=True)) == 3
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["stl10_binary"]
+
+
+def test_archive_that_lies_there_is_unpacked_without_a_download(tmp_path: Path, archive: Path) -> None:
+    assert len(archives.stl10(tmp_path, "test", download=False)) == 2
+    assert archive.exists()
+
+
+def test_archive_of_another_checksum_is_refused(tmp_path: Path, archive: Path) -> None:
+    archive.write_bytes(b"something else")
+    for download in (False, True):
+        refused(lambda d=download: archives.stl10(tmp_path, "test", d), "not the official archive", "delete")
+    assert not (tmp_path / "stl10_binary").exists()
+
+
+def test_stale_downloads_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_stl10(tmp_path)
+    staging = tmp_path / ".stl10_binary.partial-abc"
+    staging.mkdir()
+    archives.stl10(tmp_path, "test", download=False)
+    assert staging.exists()  # perhaps another process is at it
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 2 * 86400)
+    archives.stl10(tmp_path, "test", download=False)
+    assert not staging.exists()
