@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -14,8 +16,8 @@ def test_learning_rate_warms_up_and_decays_to_the_end() -> None:
     assert max(rates) == pytest.approx(1e-3)
     assert rates.index(max(rates)) == 20
     assert rates[-1] == pytest.approx(1e-5)
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
-    assert all(a > b for a, b in zip(rates[20:], rates[21:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:21]))
+    assert all(a > b for a, b in pairwise(rates[20:]))
 
 
 def test_warmup_defaults_to_a_twentieth() -> None:

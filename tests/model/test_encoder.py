@@ -75,15 +75,17 @@ def test_hidden_pixels_do_not_reach_the_context(extra: dict[str, object]) -> Non
 @kinds
 def test_positions_follow_the_kept_patches(extra: dict[str, object]) -> None:
     backbone = build_backbone(model(**extra), 32).eval()
-    flat = torch.ones(1, 3, 32, 32)  # every patch looks the same: only places can tell subsets apart
-    near, far = (backbone(flat, keep=torch.tensor([keep])).tokens for keep in ([0, 1], [0, 15]))
+    x = images()
+    x[:, :, 24:, 24:] = x[:, :, :8, 8:16]  # patches 1 and 15 look the same: only their places tell them apart
+    near, far = (backbone(x, keep=torch.tensor([keep]).expand(4, -1)).tokens for keep in ([0, 1], [0, 15]))
     assert (near[:, 0] - far[:, 0]).abs().max() > 1e-6
 
 
 def test_rotary_sees_relative_places_and_theta_scales_them() -> None:
     backbone = build_backbone(model(**ROTARY), 32).eval()
-    flat = torch.ones(1, 3, 32, 32)
-    here, there = (backbone(flat, keep=torch.tensor([keep])).tokens for keep in ([0, 1], [10, 11]))
+    x = images()
+    x[:, :, 16:24, 16:] = x[:, :, :8, :16]  # patches 10 and 11 show what 0 and 1 show
+    here, there = (backbone(x, keep=torch.tensor([keep]).expand(4, -1)).tokens for keep in ([0, 1], [10, 11]))
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-5)
     torch.manual_seed(0)
     one = build_backbone(model(rope={"use_rope": True, "theta": 100.0}), 32).eval()

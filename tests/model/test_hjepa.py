@@ -19,7 +19,7 @@ variants = pytest.mark.parametrize(
         (),
         ("model.num_hierarchies=1",),
         ("model.num_hierarchies=3", "masking.mask_scale=[0.25,0.3]", "masking.num_masks=3"),
-        ("model.num_hierarchies=4", "masking.mask_scale=[0.9,0.99]", "masking.num_masks=1", "masking.aspect_ratio=[0.5,2]"),
+        ("model.num_hierarchies=4", "masking.mask_scale=[0.7,0.9]", "masking.num_masks=1"),
         ("model.fpn.use_fpn=true",),
         ("model.fpn.use_fpn=true", "model.fpn.fusion_method=concat", "model.fpn.feature_dim=24"),
         ("model.rope.use_rope=true", "model.use_layerscale=true"),
@@ -42,7 +42,7 @@ def batch_of(config: Config, batch: int = 4) -> tuple[Tensor, Masks]:
 
 def image_size_for(extra: tuple[str, ...]) -> tuple[str, ...]:
     # Four levels need a block of 8 x 8 patches and something beside it.
-    return ("data.image_size=72",) if "model.num_hierarchies=4" in extra else ()
+    return ("data.image_size=80",) if "model.num_hierarchies=4" in extra else ()
 
 
 @variants
@@ -108,8 +108,8 @@ def test_a_prediction_knows_where_it_is_and_what_is_seen_but_not_what_is_hidden(
                 row, column = divmod(patch, 8)
                 hidden[0, b, :, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = 0
         for a, b in zip(base, model(hidden, masks).predictions, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        assert (base[0] - model(-images, masks).predictions[0]).abs().max() > 1e-4
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        assert (base[0] - model(-images, masks).predictions[0]).abs().max() > 5e-5
         assert (base[0][:, 0, 0, 0] - base[0][:, 0, 0, 1]).abs().max() > 1e-5
 
 
@@ -127,7 +127,7 @@ def test_the_predictor_is_narrow_and_its_settings_arrive(small: tuple[str, ...])
 
 
 def test_the_top_down_path_carries_the_coarse_prediction_into_the_fine_one(small: tuple[str, ...]) -> None:
-    images, masks = batch_of(load_config(None, small))
+    _, masks = batch_of(load_config(None, small))
     changes = {}
     for fpn in ("false", "true"):
         config = load_config(None, (*small, f"model.fpn.use_fpn={fpn}", "model.predictor.depth=1"))
