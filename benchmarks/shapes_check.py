@@ -52,9 +52,7 @@ def features(model: VisionTransformer, images: np.ndarray) -> Tensor:
     return torch.cat(pooled)
 
 
-def supervised(
-    data: Shapes, images_seen: int, test: np.ndarray, test_labels: Tensor, batch: int = 128
-) -> float:
+def supervised(data: Shapes, images_seen: int, test: np.ndarray, test_labels: Tensor, batch: int = 128) -> float:
     model = encoder(num_classes=10)
     steps = images_seen // batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
@@ -151,15 +149,11 @@ def self_supervised(data: Shapes, minutes: float, evaluate, weight: float, batch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--supervised-images", type=int, default=30_000, help="0 leaves this part out")
-    parser.add_argument(
-        "--minutes", type=float, default=0.0, help="of self-supervised training; 0 leaves it out"
-    )
+    parser.add_argument("--minutes", type=float, default=0.0, help="of self-supervised training; 0 leaves it out")
     parser.add_argument("--pool", type=int, default=20_000, help="images of the self-supervised run")
     parser.add_argument("--sigreg", type=float, default=0.05, help="weight of SIGReg against agreement")
     parser.add_argument("--batch", type=int, default=64, help="images of the self-supervised run's steps")

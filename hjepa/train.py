@@ -16,7 +16,7 @@ from hjepa.config import Config, dump_config, load_config
 from hjepa.config.geometry import encoder_shape
 from hjepa.console import Console
 from hjepa.data.loader import Batches
-from hjepa.data.sources import cache, open_probe, open_training
+from hjepa.data.sources import TITLES, cache, open_probe, open_training
 from hjepa.data.views import Views
 from hjepa.device import DeviceKind, choose, peak_memory, precision, process_layout
 from hjepa.errors import ConfigError, DataError, NonFiniteError
@@ -167,7 +167,7 @@ def build(
     with fabric.rank_zero_first():
         sources = open_training(config.data, seed)
     for source in sources:
-        console.say(f"{source.name}: {len(source)} images")
+        console.say(f"{TITLES[source.name]}: {len(source)} images")
     bar = console.bar("Decoding", 1)
     sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"))
     bar.close()

@@ -77,6 +77,7 @@ class EMA(Section):
 class Projector(Section):
     """MLP between the pooled embedding and the image-level loss; not part of the exported encoder."""
 
+    depth: Count = Field(2, description="hidden layers; 0 is a linear map")
     hidden_dim: Positive = Field(512, description="width of the hidden layers")
     output_dim: Annotated[Int, Field(ge=2)] = Field(64, description="width of the embedding that is regularised")
 

@@ -49,9 +49,7 @@ class Batch(NamedTuple):
         rendered = []
         for parameters in self.views:
             parts = zip(*(p.split(sizes) for p in parameters), strict=True)
-            per_source = [
-                views(images, ViewParameters(*part)) for images, part in zip(self.images, parts, strict=True)
-            ]
+            per_source = [views(images, ViewParameters(*part)) for images, part in zip(self.images, parts, strict=True)]
             rendered.append(torch.cat(per_source))
         return torch.stack(rendered)
 
@@ -88,9 +86,7 @@ class Batches(Dataset[Batch]):
         self.seed = seed
         self.parts, self.rank, self.world_size = accumulation_steps, rank, world_size
         weights = [dataset.weight for dataset in config.datasets]
-        self.mixture = Mixture(
-            [len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed
-        )
+        self.mixture = Mixture([len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed)
         shares = accumulation_steps * world_size
         if config.batch_size % shares:
             above = -(-config.batch_size // shares) * shares
@@ -132,9 +128,7 @@ class Batches(Dataset[Batch]):
         masks = [self.masks.sample(self.seed, number // self.parts, name, positions) for name in names]
         return Batch(
             tuple(images),
-            tuple(
-                draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names
-            ),
+            tuple(draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names),
             Masks(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
             torch.from_numpy(positions),
         )

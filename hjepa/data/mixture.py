@@ -61,9 +61,7 @@ class Mixture:
         """
         slot = permute(self.seed, "mixture", epoch, place, self.epoch_size)
         source = np.searchsorted(self.ends, slot, side="right").astype(np.int64)
-        draw = (
-            slot - (self.ends - self.counts)[source] + epoch * self.counts[source]
-        )  # of its source, in the run
+        draw = slot - (self.ends - self.counts)[source] + epoch * self.counts[source]  # of its source, in the run
         index = np.empty_like(draw)
         for s, size in enumerate(self.sizes):
             mine = source == s

@@ -206,29 +206,28 @@ class Shapes(Source):
         return dark, dark + gap
 
     def _object_coverage(self, indices: Int64) -> Plane:
-        """`[n, 1, SIDE, SIDE]` share of each pixel that the object fills, by class, pose and size."""
-        right, down, radius, tilt, aspect = self._draw("pose", indices, 5)
-        radius = 0.24 + 0.2 * radius
-        # Small objects roam, large ones stay near the middle: no object leaves the image by more than its rim.
-        roam = 2 * (0.5 - 0.7 * radius)
-        centre_x, centre_y = 0.5 + roam * (right - 0.5), 0.5 + roam * (down - 0.5)
-        stretch = np.exp2(0.8 * (aspect - 0.5))
-        radius = SIDE * radius
-        x, y = _coordinates(
-            SIDE * centre_x, SIDE * centre_y, (tilt - 0.5) * _TURN / 5, radius * stretch, radius / stretch
-        )
-        distance = np.empty_like(x)
+        """`[n, 1, SIDE, SIDE]` share of each pixel that the objects fill: four of one outline, each in its own pose."""
         labels = self._labels(indices)
-        for label, outline in enumerate(OUTLINES.values()):
-            rows = np.flatnonzero(labels == label)
-            distance[rows] = outline(x[rows], -y[rows])
-        return _fill(distance * radius[:, None, None])[:, None]
+        coverage = np.zeros((len(indices), SIDE, SIDE), np.float32)
+        for number in range(4):
+            right, down, radius, tilt, aspect = self._draw(f"pose{number}", indices, 5)
+            radius = SIDE * (0.15 + 0.06 * radius)
+            # One in each quarter, as far off its middle as it goes without leaving the image.
+            roam = SIDE / 2 - 1.4 * radius
+            centre_x = SIDE * (0.25 + 0.5 * (number % 2)) + roam * (right - 0.5)
+            centre_y = SIDE * (0.25 + 0.5 * (number // 2)) + roam * (down - 0.5)
+            stretch = np.exp2(0.4 * (aspect - 0.5))
+            x, y = _coordinates(centre_x, centre_y, (tilt - 0.5) * _TURN / 6, radius * stretch, radius / stretch)
+            distance = np.empty_like(x)
+            for label, outline in enumerate(OUTLINES.values()):
+                rows = np.flatnonzero(labels == label)
+                distance[rows] = outline(x[rows], -y[rows])
+            np.maximum(coverage, _fill(distance * radius[:, None, None]), out=coverage)
+        return coverage[:, None]
 
     def _distractor(self, number: int, indices: Int64) -> Layer:
         """A small blob or bar of one colour, anywhere. The last two of the four are missing half the time."""
-        right, down, length, width, tilt, lightness, hue, missing = self._draw(
-            f"distractor{number}", indices, 8
-        )
+        right, down, length, width, tilt, lightness, hue, missing = self._draw(f"distractor{number}", indices, 8)
         length, width = 2.5 + 4 * length, 1.5 + 1.5 * width
         x, y = _coordinates(SIDE * right, SIDE * down, tilt * _TURN, length, width)
         distance = (np.hypot(x, y) - 1) * width[:, None, None]
@@ -239,8 +238,8 @@ class Shapes(Source):
     def _textured(self, what: str, indices: Int64, lightness: Plane) -> Plane:
         """`[n, 3, SIDE, SIDE]` paint: two related colours, mixed by a pattern drawn for each image."""
         hue, twist, contrast, saturation, kind, tilt, phase_x, phase_y, pitch = self._draw(what, indices, 9)
-        contrast = 0.12 * (contrast - 0.5)
-        saturation = 0.05 + 0.15 * saturation
+        contrast = 0.08 * (contrast - 0.5)
+        saturation = 0.1 + 0.2 * saturation
         one = _colour(lightness + contrast, hue, saturation)
         other = _colour(lightness - contrast, hue + 0.2 * (twist - 0.5), saturation)
         period = SIDE / (2 + 6 * pitch)
@@ -264,9 +263,7 @@ class Shapes(Source):
             yield slice(start, start + _CHUNK)
 
 
-def _coordinates(
-    centre_x: Plane, centre_y: Plane, tilt: Plane, unit_x: Plane, unit_y: Plane
-) -> tuple[Plane, Plane]:
+def _coordinates(centre_x: Plane, centre_y: Plane, tilt: Plane, unit_x: Plane, unit_y: Plane) -> tuple[Plane, Plane]:
     """Pixels as seen from a figure, shifted, turned by `tilt`, in its own units: `[n]` each -> two `[n, 64, 64]`."""
     pixel = np.arange(SIDE, dtype=np.float32) + 0.5
     right = (pixel - centre_x[:, None])[:, None, :]

@@ -20,6 +20,17 @@ SHAPES_LENGTH = 20000
 
 _CHUNK = 256
 
+# How a data set is called on the console.
+TITLES = {
+    "shapes": "shapes",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "imagenet": "ImageNet",
+    "imagefolder": "imagefolder",
+    "folder": "folder",
+}
+
 
 def open_source(dataset: Dataset, data: Data, seed: int, split: str | None = None) -> Source:
     """Open one part of one data set.

@@ -49,9 +49,7 @@ class ViewParameters(NamedTuple):
         return ViewParameters(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
 
-def draw_views(
-    config: Augmentation, seed: int, stream: str, positions: Int64, true_sizes: Float32
-) -> ViewParameters:
+def draw_views(config: Augmentation, seed: int, stream: str, positions: Int64, true_sizes: Float32) -> ViewParameters:
     """Draw the parameters of one view per position.
 
     Args:

@@ -125,13 +125,12 @@ def projector(config: Projector, dim: int) -> nn.Sequential:
 
     It is only ever used in training and on the whole batch, so running statistics have no reader.
     """
-    hidden = config.hidden_dim
-    return nn.Sequential(
-        nn.Linear(dim, hidden, bias=False),
-        nn.BatchNorm1d(hidden, track_running_stats=False),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden, track_running_stats=False),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, config.output_dim),
-    )
+    layers: list[nn.Module] = []
+    for _ in range(config.depth):
+        layers += [
+            nn.Linear(dim, config.hidden_dim, bias=False),
+            nn.BatchNorm1d(config.hidden_dim, track_running_stats=False),
+            nn.ReLU(inplace=True),
+        ]
+        dim = config.hidden_dim
+    return nn.Sequential(*layers, nn.Linear(dim, config.output_dim))

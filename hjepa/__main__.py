@@ -1,0 +1,5 @@
+"""`python -m hjepa` is `hjepa`."""
+
+from hjepa.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""Two processes on gloo against one with the same global batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, object]]:
+    out.mkdir()
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    done = subprocess.run(
+        [sys.executable, *launch, str(WORKER), str(out), *settings, f"experiment.output_dir={out / 'run'}"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [("loss.type=smoothl1",), ("loss.type=sigreg", "data.num_views=2"), ("loss.type=combined",)],
+    ids=lambda extra: extra[0],
+)
+def test_two_processes_train_as_one(tmp_path: Path, small: tuple[str, ...], extra: tuple[str, ...]) -> None:
+    settings = (*small, *extra, "training.max_steps=5", "training.clip_grad=0.1", "evaluation.eval_frequency=0")
+    (one,) = run(1, tmp_path / "one", settings)
+    first, second = run(2, tmp_path / "two", settings)
+    assert first["weights"].keys() == one["weights"].keys()  # type: ignore[attr-defined]
+    for name, weight in one["weights"].items():  # type: ignore[attr-defined]
+        assert torch.equal(first["weights"][name], second["weights"][name]), name  # type: ignore[index]
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-3, atol=5e-5, msg=name)  # type: ignore[index]
+    seen = [set(part["positions"]) for part in (first, second)]  # type: ignore[call-overload]
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == set(one["positions"])  # type: ignore[call-overload]
+    assert len(one["positions"]) == 40  # type: ignore[arg-type]
+
+
+def test_what_is_not_finite_on_one_process_is_skipped_by_all(tmp_path: Path, small: tuple[str, ...]) -> None:
+    settings = (*small, "training.max_steps=4", "evaluation.eval_frequency=0", "poison=2")
+    first, second = run(2, tmp_path / "two", settings)
+    assert int(first["bad_steps"]) == int(second["bad_steps"]) == 1  # type: ignore[call-overload]
+    for name, weight in first["weights"].items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
+        assert torch.isfinite(weight).all()

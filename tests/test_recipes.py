@@ -1,0 +1,57 @@
+"""Every shipped recipe trains two steps, its data replaced by small files in the official layout."""
+
+import re
+from pathlib import Path
+
+import pytest
+from layouts import write_cifar, write_stl10
+
+from hjepa.config import load_config
+from hjepa.train import train
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+def test_the_recipes_that_were_promised_are_there() -> None:
+    assert {"quickstart.yaml", "cifar10.yaml", "overnight_safe.yaml", "overnight_training_conservative.yaml"} <= set(
+        NAMES
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipe_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar(tmp_path / "data", "cifar10", monkeypatch)
+    write_stl10(tmp_path / "data")
+    settings = [f"data.data_path={tmp_path / 'data'}", "data.download=false", "device=cpu", "data.batch_size=4"]
+    settings += ["data.num_workers=0", "training.max_steps=2", "evaluation.max_train=16", "evaluation.max_test=8"]
+    if name == "quickstart.yaml":
+        settings.append("data.datasets=[{name: shapes, length: 16}]")
+    results = train(load_config(CONFIGS / name, [*settings, f"experiment.output_dir={tmp_path / 'run'}"]))
+    assert {"eval/knn", "eval/knn_pixels", "eval/linear_random"} <= results.keys()
+    out = capsys.readouterr().out
+    assert "Model created: HJEPA with" in out
+    if name.startswith("overnight"):
+        assert "CIFAR-10: 20 images" in out
+        assert "STL-10: " in out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_states_command_time_and_expected_result(name: str) -> None:
+    header = re.match(r"(#.*\n)+", (CONFIGS / name).read_text())
+    assert header is not None
+    assert f"hjepa train configs/{name}" in header[0]
+    for word in ("time", "expect"):
+        assert re.search(rf"^# +{word} +\S", header[0], re.MULTILINE), word
+    assert "@" not in header[0]
+
+
+def test_the_night_that_once_crashed_differs_in_what_it_says() -> None:
+    safe, bold = (load_config(CONFIGS / f"overnight_{kind}.yaml") for kind in ("safe", "training_conservative"))
+    assert (safe.model.use_flash_attention, bold.model.use_flash_attention) == (False, True)
+    assert (safe.model.use_layerscale, bold.model.use_layerscale) == (False, True)
+    assert bold.model.layerscale_init == 1e-5
+    assert (safe.training.use_gradient_checkpointing, bold.training.use_gradient_checkpointing) == (True, False)
+    assert (safe.training.epochs, bold.training.epochs) == (45, 50)

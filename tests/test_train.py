@@ -1,0 +1,269 @@
+"""Runs through the public surface: what is written, and that stopping and going on changes nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hjepa.train
+from hjepa import checkpoint
+from hjepa.config import Config, load_config
+from hjepa.data.loader import Batch
+from hjepa.errors import ConfigError, FolderInUseError, NonFiniteError, StorageError
+from hjepa.runfolder import RunFolder
+from hjepa.train import evaluate_run, train
+
+GOLDEN = Path(__file__).parent / "golden"
+
+Configure = Callable[..., Config]
+
+
+@pytest.fixture
+def configure(small: tuple[str, ...], tmp_path: Path) -> Configure:
+    def make(*overrides: str, folder: str = "run") -> Config:
+        return load_config(None, (*small, f"experiment.output_dir={tmp_path / folder}", *overrides))
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint.find(folder / "checkpoints")[0] / checkpoint.WEIGHTS)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_a_run_leaves_what_it_promises(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = train(
+        configure("evaluation.eval_frequency=2", "loss.type=sigreg", "data.num_views=2", "logging.use_tensorboard=true")
+    )
+    folder = tmp_path / "run"
+    assert load_config(folder / "config.yaml") == configure(
+        "evaluation.eval_frequency=2", "loss.type=sigreg", "data.num_views=2", "logging.use_tensorboard=true"
+    )
+    assert list((folder / "tensorboard").iterdir())
+    assert [p.name for p in checkpoint.find(folder / "checkpoints")] == ["step-00000032", "step-00000024"]
+
+    lines = records(folder)
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "eval/knn" in line]
+    assert [line["step"] for line in steps] == list(range(1, 33))
+    assert [line["epoch"] for line in steps] == [1 + step // 8 for step in range(32)]
+    assert [line["step"] for line in evaluations] == [16, 32]
+    expected = {"loss", "loss/level0", "loss/level0/tap1", "loss/level1", "loss/level1/tap3", "loss/sigreg/sigreg"}
+    expected |= {"loss/sigreg/invariance", "lr", "momentum", "grad_norm", "std/level0", "std/level1", "rankme"}
+    assert expected | {"images_per_second", "memory_gb"} <= steps[0].keys()
+    probes = {f"eval/{kind}{which}" for kind in ("knn", "linear") for which in ("", "_online", "_pixels", "_random")}
+    assert probes | {"eval/knn_level0", "eval/knn_level1", "eval/linear_tap2"} <= evaluations[-1].keys()
+    assert results == {k: v for k, v in evaluations[-1].items() if k.startswith("eval/")}
+
+    out = capsys.readouterr().out
+    shown = ["Creating model...", "Model created: HJEPA with ", "Loading datasets...", "shapes: 64 images"]
+    shown += ["Starting training...", "Epoch 1/4: loss=", "Epoch 4/4: loss=", "trained encoder", "raw pixels"]
+    shown += ["untrained encoder", f"Run: {folder}"]
+    at = [out.index(text) for text in shown]
+    assert at == sorted(at)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "extra",
+    [("model.drop_path_rate=0.2", "loss.type=sigreg"), ("training.accumulation_steps=2", "loss.type=combined")],
+    ids=["sigreg", "combined"],
+)
+def test_twenty_steps_are_ten_and_ten(
+    configure: Configure, tmp_path: Path, workers: int, extra: tuple[str, ...]
+) -> None:
+    extra = (*extra, f"data.num_workers={workers}", "evaluation.eval_frequency=0")
+    train(configure(*extra, "training.max_steps=20", folder="whole"))
+    train(configure(*extra, "training.max_steps=10", folder="parts"))
+    train(configure(*extra, "training.max_steps=20", folder="parts"), resume=True)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (checkpoint.load_newest(tmp_path / name / "checkpoints")[0] for name in ("whole", "parts"))
+    assert whole is not None
+    assert parts is not None
+    for a, b in zip(
+        whole.trainer["optimizer"]["state"].values(), parts.trainer["optimizer"]["state"].values(), strict=True
+    ):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    timing = {"images_per_second", "memory_gb"}
+    for a, b in zip(records(tmp_path / "whole"), records(tmp_path / "parts"), strict=True):
+        assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
+
+
+def test_resume_redoes_what_was_not_saved(configure: Configure, tmp_path: Path) -> None:
+    extra = ("evaluation.eval_frequency=0", "checkpoint.save_frequency=0", "checkpoint.save_frequency_steps=6")
+    train(configure(*extra, "training.max_steps=20", folder="whole"))
+    train(configure(*extra, "training.max_steps=15", folder="cut"))
+    for path in checkpoint.find(tmp_path / "cut" / "checkpoints")[:1]:
+        assert path.name == "step-00000015"
+        for file in path.iterdir():
+            file.unlink()
+        path.rmdir()
+    train(configure(*extra, "training.max_steps=20", folder="cut"), resume=True)
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert [line["step"] for line in records(tmp_path / "cut")] == list(range(1, 21))
+
+
+def test_a_folder_with_a_run_is_refused_and_an_empty_one_resumes_from_nothing(configure: Configure) -> None:
+    config = configure("training.max_steps=2", "evaluation.eval_frequency=0")
+    train(config, resume=True)
+    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
+        train(config)
+
+
+def test_a_run_is_not_continued_under_other_settings(configure: Configure) -> None:
+    train(configure("training.max_steps=2", "evaluation.eval_frequency=0"))
+    with pytest.raises(ConfigError, match=r"training\.lr: the run has 0\.0005, the config says 0\.001") as refused:
+        train(configure("training.max_steps=4", "training.lr=1e-3", "model.depth=4"), resume=True)
+    assert "model.depth: the run has 3, the config says 4" in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_none_left_is_an_error(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ("evaluation.eval_frequency=0", "checkpoint.save_frequency_steps=5")
+    train(configure(*extra, "training.max_steps=10"))
+    newest, older = checkpoint.find(tmp_path / "run" / "checkpoints")
+    file = newest / checkpoint.WEIGHTS
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    assert checkpoint.load_newest(newest.parent)[0].step == 5  # type: ignore[union-attr]
+    train(configure(*extra, "training.max_steps=6"), resume=True)
+    assert "does not match its checksum" in capsys.readouterr().err
+    for path in checkpoint.find(older.parent):
+        (path / checkpoint.TRAINER).write_bytes(b"")
+    with pytest.raises(StorageError, match="no intact checkpoint"):
+        train(configure(*extra, "training.max_steps=12"), resume=True)
+
+
+def test_two_runs_do_not_share_a_folder(configure: Configure, tmp_path: Path) -> None:
+    holder = RunFolder(tmp_path / "run", use_tensorboard=False)
+    with pytest.raises(FolderInUseError) as refused:
+        train(configure("training.max_steps=1"))
+    assert refused.value.exit_code == 75
+    holder.close()
+    train(configure("training.max_steps=1", "evaluation.eval_frequency=0"))
+
+
+def test_accumulating_gives_the_step_of_the_whole_batch(configure: Configure, tmp_path: Path) -> None:
+    extra = ("evaluation.eval_frequency=0", "training.max_steps=4")
+    train(configure(*extra, folder="whole"))
+    train(configure(*extra, "training.accumulation_steps=4", folder="parts"))
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_step_that_is_not_finite_touches_nothing(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extra = ("evaluation.eval_frequency=0", "checkpoint.save_frequency_steps=1", "checkpoint.keep_last_k=9")
+    render = Batch.render
+
+    def poisoned(self: Batch, views: object) -> torch.Tensor:
+        images = render(self, views)  # type: ignore[arg-type]
+        return images * float("nan") if 16 <= int(self.positions.min()) < 32 else images  # steps 2 and 3
+
+    monkeypatch.setattr(Batch, "render", poisoned)
+    train(configure(*extra, "training.max_steps=6"))
+    states = {p.name: checkpoint.load(p) for p in checkpoint.find(tmp_path / "run" / "checkpoints")}
+    assert_equal(states["step-00000002"].weights, states["step-00000004"].weights)
+    assert not torch.equal(*(states[f"step-0000000{i}"].weights["predictor.queries"] for i in (4, 5)))
+    assert all(torch.isfinite(w).all() for w in states["step-00000006"].weights.values())
+    assert int(states["step-00000006"].trainer["progress"]["bad_steps"]) == 2
+    assert int(states["step-00000006"].trainer["progress"]["bad_in_a_row"]) == 0
+    assert records(tmp_path / "run")[-1]["bad_steps"] == 2
+
+
+def test_too_many_such_steps_in_a_row_stop_the_run(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render = Batch.render
+    monkeypatch.setattr(Batch, "render", lambda self, views: render(self, views) * float("inf"))
+    with pytest.raises(NonFiniteError, match="not finite in 3 steps in a row") as stopped:
+        train(configure("training.max_bad_steps=3"))
+    assert stopped.value.exit_code == 4
+    assert not checkpoint.find(tmp_path / "run" / "checkpoints")
+
+
+@pytest.mark.parametrize("kind", ["mse", "smoothl1", "combined", "sigreg"])
+def test_golden_losses(configure: Configure, tmp_path: Path, kind: str) -> None:
+    """Ten steps of a fixed run; rewritten by `REWRITE_GOLDEN=1 pytest tests/test_train.py -k golden`."""
+    import os
+
+    extra = ("model.fpn.use_fpn=true", "data.augmentation.color_jitter=0.4", "data.num_views=2")
+    train(configure(f"loss.type={kind}", *extra, "training.max_steps=10", "evaluation.eval_frequency=0"))
+    found = [{k: v for k, v in line.items() if k.startswith("loss")} for line in records(tmp_path / "run")]
+    path = GOLDEN / f"{kind}.json"
+    if os.environ.get("REWRITE_GOLDEN"):
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    expected = json.loads(path.read_text())
+    assert len(found) == len(expected) == 10
+    for a, b in zip(found, expected, strict=True):
+        # Other processors sum in another order: equal to rounding, not to the bit.
+        assert a == pytest.approx(b, rel=2e-4)
+
+
+def test_a_folder_of_images_needs_no_labels(
+    small: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for i in range(12):
+        place = tmp_path / "photos" / f"album{i % 3}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40 + 3 * i, 50), 60).convert("RGB").save(place / f"{i}.jpg")
+    rest = [text for text in small if not text.startswith("data.datasets")]
+    overrides = (f"data={tmp_path / 'photos'}", *rest, f"experiment.output_dir={tmp_path / 'run'}")
+    assert train(load_config(None, (*overrides, "training.epochs=2"))) == {}
+    out = capsys.readouterr().out
+    assert "folder: 12 images" in out
+    assert "k-NN skipped: no source has labels" in out
+    with pytest.raises(hjepa.train.DataError, match="k-NN skipped"):
+        evaluate_run(tmp_path / "run", [])
+
+
+def test_evaluating_a_run_again_gives_its_figures(configure: Configure, tmp_path: Path) -> None:
+    results = train(configure("training.max_steps=3", "evaluation.linear=false"))
+    assert evaluate_run(tmp_path / "run", []) == results
+    assert evaluate_run(tmp_path / "run", ["evaluation.knn.k=1"]) != results
+    with pytest.raises(ConfigError, match="an evaluation changes"):
+        evaluate_run(tmp_path / "run", ["model.depth=2"])
+    with pytest.raises(ConfigError, match="no checkpoint here"):
+        evaluate_run(tmp_path / "nothing", [])
+
+
+def test_never_evaluating_means_never(configure: Configure, tmp_path: Path) -> None:
+    assert train(configure("training.max_steps=2", "evaluation.eval_frequency=0")) == {}
+    assert not any("eval/knn" in line for line in records(tmp_path / "run"))
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(configure: Configure, tmp_path: Path) -> None:
+    for enabled in ("false", "true"):
+        extra = (f"training.use_gradient_checkpointing={enabled}", "evaluation.eval_frequency=0")
+        train(configure(*extra, "model.drop_path_rate=0.2", "training.max_steps=3", folder=enabled))
+    assert_equal(weights(tmp_path / "false"), weights(tmp_path / "true"))
+
+
+def test_amp_is_bfloat16_and_changes_little(configure: Configure, tmp_path: Path) -> None:
+    for enabled in ("false", "true"):
+        extra = (f"training.use_amp={enabled}", "evaluation.eval_frequency=0", "training.max_steps=2")
+        train(configure(*extra, folder=enabled))
+    a, b = (records(tmp_path / enabled)[0]["loss"] for enabled in ("false", "true"))
+    assert a != b
+    assert a == pytest.approx(b, rel=0.02)
