@@ -62,7 +62,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evaluation.knn.k=10.")] = None,
 ) -> None:
     """Probe the newest checkpoint of a run beside raw pixels and an untrained encoder."""
-    from hjepa.train import evaluate_run
+    from hjepa.evaluate import evaluate_run
 
     evaluate_run(run, list(overrides or []))
 

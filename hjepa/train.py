@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +11,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hjepa import checkpoint
-from hjepa.config import Config, dump_config, load_config
-from hjepa.config.geometry import encoder_shape
+from hjepa.build import create_hjepa_from_config, grid_of, run_path
+from hjepa.config import Config, dump_config
 from hjepa.console import Console
 from hjepa.data.loader import Batches
-from hjepa.data.sources import TITLES, cache, open_probe, open_training
+from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views
 from hjepa.device import DeviceKind, choose, peak_memory, precision, process_layout
-from hjepa.errors import ConfigError, DataError, NonFiniteError
-from hjepa.evaluation.evaluator import Evaluator, skip_reason
-from hjepa.grid import Grid
+from hjepa.errors import ConfigError, NonFiniteError
+from hjepa.evaluate import build_evaluator, probe, show_results
+from hjepa.evaluation.evaluator import Evaluator
 from hjepa.masks import BlockMasks
 from hjepa.model.hjepa import HJEPA, Output
 from hjepa.model.pyramid import taps_of_level
@@ -30,31 +29,6 @@ from hjepa.objective import Losses, Objective
 from hjepa.optim import Schedules, build_optimizer, clip_gradients, skip_step_if
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
-
-
-def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
-    """The model that a config (or its file) describes, with the weights of its seed.
-
-    Raises:
-        ConfigError: when the config is refused.
-    """
-    if not isinstance(config, Config):
-        config = load_config(config)
-    torch.manual_seed(config.experiment.seed)
-    model = HJEPA(config.model, grid_of(config), Objective.needs_embeddings(config.loss))
-    model.set_gradient_checkpointing(config.training.use_gradient_checkpointing)
-    return model
-
-
-def grid_of(config: Config) -> Grid:
-    """The patches of one view."""
-    model = config.model
-    return Grid.of(config.data.image_size, encoder_shape(model.encoder_type, model.patch_size).patch_size)
-
-
-def run_path(config: Config) -> Path:
-    """Where the run is kept."""
-    return Path(config.experiment.output_dir or f"runs/{config.experiment.name}")
 
 
 @dataclass
@@ -190,6 +164,13 @@ def build(
         )
         console.say(f"Resuming after step {progress.step}")
     module, wrapped = fabric.setup(model, optimizer)
+    evaluator = None
+    if config.evaluation.eval_frequency and fabric.is_global_zero:
+        found = build_evaluator(config, fabric.device)
+        if isinstance(found, str):
+            console.say(found)
+        else:
+            evaluator = found
     if saved is not None:
         wrapped.load_state_dict(saved.trainer["optimizer"])
     return Run(
@@ -205,21 +186,9 @@ def build(
         Schedules(config.training, config.model.ema, batches.steps_per_epoch),
         batches,
         Views(config.data.augmentation, config.data.image_size).to(fabric.device),
-        build_evaluator(config, fabric, console),
+        evaluator,
         progress,
     )
-
-
-def build_evaluator(config: Config, fabric: Fabric, console: Console) -> Evaluator | None:
-    """The probes, on the first process; None (with a word why) where nothing can be probed."""
-    if config.evaluation.eval_frequency == 0 or not fabric.is_global_zero:
-        return None
-    pairs = [open_probe(dataset, config.data, config.experiment.seed) for dataset in config.data.datasets]
-    reason = skip_reason(pairs)
-    if reason is not None:
-        console.say(reason)
-        return None
-    return Evaluator(config.evaluation, config.data, config.experiment.seed, pairs, fabric.device)
 
 
 def fit(run: Run) -> None:
@@ -372,66 +341,3 @@ def evaluate(run: Run, epoch: int) -> None:
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))
         run.console.say(f"Evaluation: {shown}")
     run.fabric.barrier()
-
-
-def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float]:
-    """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
-    model.eval()
-    device = next(model.parameters()).device
-    untrained = create_hjepa_from_config(config).to(device).eval()
-    results = dict(evaluator.evaluate(model.embed, lambda images: model.embed(images, online=True)))
-    results |= dict(evaluator.baselines(untrained.embed))
-    return {f"eval/{name}": value for name, value in results.items()}
-
-
-def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:
-    """Probe the newest intact checkpoint of a run's folder and show the result.
-
-    Args:
-        path: folder of the run.
-        overrides: `key=value` for the sections `evaluation`, `data` and `device`.
-
-    Raises:
-        ConfigError: when there is no run, or an override would change the model.
-        DataError: when nothing can be probed, saying why.
-    """
-    console = Console()
-    saved, warnings = checkpoint.load_newest(path / "checkpoints")
-    for warning in warnings:
-        console.warn(warning)
-    if saved is None:
-        raise ConfigError(f"{path}: no checkpoint here; give the folder of a run")
-    for text in overrides:
-        if not text.startswith(("evaluation.", "data.", "device=")):
-            raise ConfigError(f"{text!r}: an evaluation changes evaluation.*, data.* and device only")
-    config = load_config(path / "config.yaml", ["evaluation.eval_frequency=1", *overrides])
-    device = torch.device(choose(config.device).name)
-    model = create_hjepa_from_config(config)
-    model.load_state_dict(saved.weights)
-    pairs = [open_probe(dataset, config.data, config.experiment.seed) for dataset in config.data.datasets]
-    reason = skip_reason(pairs)
-    if reason is not None:
-        raise DataError(reason)
-    evaluator = Evaluator(config.evaluation, config.data, config.experiment.seed, pairs, device)
-    results = probe(evaluator, model.to(device), config)
-    for name in sorted(results):
-        console.say(f"{name} = {results[name]:.2f}")
-    console.say(f"Step {saved.step}")
-    show_results(console, results, path)
-    return results
-
-
-def show_results(console: Console, results: dict[str, float], path: Path) -> None:
-    """The last lines: what the encoder is worth, beside what costs nothing, and where it is."""
-    if results:
-        rows = []
-        for label, suffix in (
-            ("trained encoder", ""),
-            ("  without averaging (online)", "_online"),
-            ("raw pixels", "_pixels"),
-            ("untrained encoder", "_random"),
-        ):
-            values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
-            rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
-        console.table(["", "k-NN", "linear"], rows)
-    console.say(f"Run: {path}")

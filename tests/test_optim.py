@@ -3,10 +3,10 @@ from itertools import pairwise
 import pytest
 import torch
 
+from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.config.schema import EMA, Training
 from hjepa.optim import Schedules, build_optimizer, clip_gradients, parameter_groups, skip_step_if
-from hjepa.train import create_hjepa_from_config
 
 
 def test_learning_rate_warms_up_and_decays_to_the_end() -> None:

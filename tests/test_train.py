@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import hjepa.train
 from hjepa import checkpoint
 from hjepa.config import Config, load_config
 from hjepa.data.loader import Batch
-from hjepa.errors import ConfigError, FolderInUseError, NonFiniteError, StorageError
+from hjepa.errors import ConfigError, DataError, FolderInUseError, NonFiniteError, StorageError
+from hjepa.evaluate import evaluate_run
 from hjepa.runfolder import RunFolder
-from hjepa.train import evaluate_run, train
+from hjepa.train import train
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -234,7 +234,7 @@ def test_a_folder_of_images_needs_no_labels(
     out = capsys.readouterr().out
     assert "folder: 12 images" in out
     assert "k-NN skipped: no source has labels" in out
-    with pytest.raises(hjepa.train.DataError, match="k-NN skipped"):
+    with pytest.raises(DataError, match="k-NN skipped"):
         evaluate_run(tmp_path / "run", [])
 
 

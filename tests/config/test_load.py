@@ -138,7 +138,6 @@ def test_any_value_is_accepted_or_refused_by_name(key: str, value: object) -> No
     text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
     try:
         config = load_config(None, (f"{key}={text}",))
-    except ConfigError as error:
-        assert str(error)
+    except ConfigError:
         return
     assert load_config(None, (f"{key}={text}",)) == config

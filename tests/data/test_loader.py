@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from hjepa.build import grid_of
 from hjepa.config import load_config
 from hjepa.data.loader import Batch, Batches
 from hjepa.data.sources import open_training
 from hjepa.data.views import Views
 from hjepa.errors import ConfigError, DataError
 from hjepa.masks import BlockMasks
-from hjepa.train import grid_of
 
 BASE = ("data.datasets=[{name: shapes, length: 40}]", "data.image_size=32", "model.patch_size=4", "data.batch_size=8")
 

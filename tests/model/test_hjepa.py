@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hjepa.build import create_hjepa_from_config, grid_of
 from hjepa.config import Config, load_config
 from hjepa.grid import pool
 from hjepa.masks import BlockMasks, Masks
@@ -11,7 +12,6 @@ from hjepa.model.hjepa import HJEPA
 from hjepa.model.predictor import create_predictor
 from hjepa.model.pyramid import level_targets, spread_taps, taps_of_level
 from hjepa.objective import Objective
-from hjepa.train import create_hjepa_from_config, grid_of
 
 variants = pytest.mark.parametrize(
     "extra",

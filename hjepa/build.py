@@ -1,0 +1,38 @@
+"""From a config to the model it describes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hjepa.config import Config, load_config
+from hjepa.config.geometry import encoder_shape
+from hjepa.grid import Grid
+from hjepa.model.hjepa import HJEPA
+from hjepa.objective import Objective
+
+
+def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
+    """The model that a config (or its file) describes, with the weights of its seed.
+
+    Raises:
+        ConfigError: when the config is refused.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config)
+    torch.manual_seed(config.experiment.seed)
+    model = HJEPA(config.model, grid_of(config), Objective.needs_embeddings(config.loss))
+    model.set_gradient_checkpointing(config.training.use_gradient_checkpointing)
+    return model
+
+
+def grid_of(config: Config) -> Grid:
+    """The patches of one view."""
+    model = config.model
+    return Grid.of(config.data.image_size, encoder_shape(model.encoder_type, model.patch_size).patch_size)
+
+
+def run_path(config: Config) -> Path:
+    """Where the run is kept."""
+    return Path(config.experiment.output_dir or f"runs/{config.experiment.name}")

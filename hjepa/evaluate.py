@@ -1,0 +1,85 @@
+"""What a run's encoder is worth, beside what costs nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hjepa import checkpoint
+from hjepa.build import create_hjepa_from_config
+from hjepa.config import Config, load_config
+from hjepa.console import Console
+from hjepa.data.sources import open_probe
+from hjepa.device import choose
+from hjepa.errors import ConfigError, DataError
+from hjepa.evaluation.evaluator import Evaluator, skip_reason
+from hjepa.model.hjepa import HJEPA
+
+
+def build_evaluator(config: Config, device: torch.device) -> Evaluator | str:
+    """The probes of a run's data sets, or the reason in words why there is nothing to probe."""
+    pairs = [open_probe(dataset, config.data, config.experiment.seed) for dataset in config.data.datasets]
+    reason = skip_reason(pairs)
+    return reason or Evaluator(config.evaluation, config.data, config.experiment.seed, pairs, device)
+
+
+def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float]:
+    """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
+    model.eval()
+    device = next(model.parameters()).device
+    untrained = create_hjepa_from_config(config).to(device).eval()
+    results = dict(evaluator.evaluate(model.embed, lambda images: model.embed(images, online=True)))
+    results |= dict(evaluator.baselines(untrained.embed))
+    return {f"eval/{name}": value for name, value in results.items()}
+
+
+def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:
+    """Probe the newest intact checkpoint of a run's folder and show the result.
+
+    Args:
+        path: folder of the run.
+        overrides: `key=value` for the sections `evaluation`, `data` and `device`.
+
+    Raises:
+        ConfigError: when there is no run, or an override would change the model.
+        DataError: when nothing can be probed, saying why.
+    """
+    console = Console()
+    saved, warnings = checkpoint.load_newest(path / "checkpoints")
+    for warning in warnings:
+        console.warn(warning)
+    if saved is None:
+        raise ConfigError(f"{path}: no checkpoint here; give the folder of a run")
+    for text in overrides:
+        if not text.startswith(("evaluation.", "data.", "device=")):
+            raise ConfigError(f"{text!r}: an evaluation changes evaluation.*, data.* and device only")
+    config = load_config(path / "config.yaml", ["evaluation.eval_frequency=1", *overrides])
+    device = torch.device(choose(config.device).name)
+    model = create_hjepa_from_config(config)
+    model.load_state_dict(saved.weights)
+    evaluator = build_evaluator(config, device)
+    if isinstance(evaluator, str):
+        raise DataError(evaluator)
+    results = probe(evaluator, model.to(device), config)
+    for name in sorted(results):
+        console.say(f"{name} = {results[name]:.2f}")
+    console.say(f"Step {saved.step}")
+    show_results(console, results, path)
+    return results
+
+
+def show_results(console: Console, results: dict[str, float], path: Path) -> None:
+    """The last lines: what the encoder is worth, beside what costs nothing, and where it is."""
+    if results:
+        rows = []
+        for label, suffix in (
+            ("trained encoder", ""),
+            ("  without averaging (online)", "_online"),
+            ("raw pixels", "_pixels"),
+            ("untrained encoder", "_random"),
+        ):
+            values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
+            rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
+        console.table(["", "k-NN", "linear"], rows)
+    console.say(f"Run: {path}")
