@@ -35,10 +35,12 @@ def rankme(features: Tensor) -> Tensor:
         features: `[n, D]`.
 
     Returns:
-        0-d float32 between 0 (constant) and min(n - 1, D).
+        0-d float32 between 0 (constant) and min(n - 1, D); nan where a feature is not finite.
     """
     # float64 on the CPU: the small singular values are the message, and MPS has neither svd nor float64.
     x = features.detach().double().cpu()
+    if not torch.isfinite(x).all():
+        return torch.tensor(float("nan"))
     x = x - x.mean(dim=0)
     values = torch.linalg.svdvals(x)
     # What rounding leaves of a constant batch is not rank.

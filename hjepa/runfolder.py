@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -58,9 +59,10 @@ class RunFolder:
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
-        """Append one line to the record and a point to each curve."""
+        """Append one line to the record and a point to each curve; what is not finite is null there."""
         assert self._metrics is not None
-        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
         self._metrics.flush()
         if self._tensorboard is not None:
             for name, value in values.items():

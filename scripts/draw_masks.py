@@ -36,7 +36,9 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
 
 def main(out: Path, overrides: list[str]) -> None:
     recipe = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    config = load_config(recipe, ["data.num_views=1", "data.augmentation.color_jitter=0", "data.augmentation.grayscale=0", *overrides])
+    config = load_config(
+        recipe, ["data.num_views=1", "data.augmentation.color_jitter=0", "data.augmentation.grayscale=0", *overrides]
+    )
     grid, levels = grid_of(config), config.model.num_hierarchies
     patch = config.data.image_size // grid.width
     batches = Batches(

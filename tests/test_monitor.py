@@ -31,6 +31,13 @@ def test_rankme_counts_dimensions() -> None:
         assert rankme(x).item() == pytest.approx(rank, rel=0.05)
 
 
+def test_what_is_not_finite_does_not_stop_a_monitor() -> None:
+    x = torch.randn(16, 8)
+    x[3, 3] = float("inf")
+    assert rankme(x).isnan()
+    assert not relative_std(x).isfinite()
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
 def test_rankme_of_a_constant_is_zero(value: float) -> None:
     assert rankme(torch.full((32, 8), value) * torch.linspace(0.5, 1, 8)) == 0

@@ -135,7 +135,7 @@ def test_a_run_is_not_continued_under_other_settings(configure: Configure) -> No
 def test_a_damaged_checkpoint_is_passed_over_and_none_left_is_an_error(
     configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extra = ("evaluation.eval_frequency=0", "checkpoint.save_frequency_steps=5")
+    extra = ("evaluation.eval_frequency=0", "checkpoint.save_frequency=0", "checkpoint.save_frequency_steps=5")
     train(configure(*extra, "training.max_steps=10"))
     newest, older = checkpoint.find(tmp_path / "run" / "checkpoints")
     file = newest / checkpoint.WEIGHTS

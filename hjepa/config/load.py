@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hjepa.config.schema import Config
+from hjepa.config.schema import Config, folder_section
 from hjepa.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -153,6 +153,8 @@ def _apply(raw: dict[str, Any], lines: Lines, text: str) -> None:
         else:
             if isinstance(here, dict) and here.get(part) is None:
                 here[part] = {}
+            if depth == 0 and part == "data" and isinstance(here[part], str):
+                here[part] = folder_section(here[part])
             here = here[part]
     # The file's line no longer says where the value comes from.
     for key in [key for key in lines if key[: len(parts)] == tuple(parts)]:

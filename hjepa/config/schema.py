@@ -180,7 +180,12 @@ class Augmentation(Section):
     crop_scale: Interval = Field((0.3, 1.0), description="share of the image's area that a crop covers")
     crop_ratio: Interval = Field((0.75, 4 / 3), description="aspect (width over height) of a crop")
     horizontal_flip: Unit = Field(0.5, description="probability of mirroring left to right")
-    color_jitter: Unit = Field(0.0, description="strength s: brightness, contrast and saturation vary by s, hue by s/4")
+    color_jitter: Unit = Field(
+        0.0, description="strength s: brightness, contrast and saturation vary by a factor 1 - s to 1 + s"
+    )
+    hue_jitter: Annotated[Float, Field(ge=0, le=0.5)] | None = Field(
+        None, description="largest turn of the hue, as a part of the circle; a quarter of color_jitter when not given"
+    )
     color_jitter_probability: Unit = Field(0.8, description="probability that an image is jittered")
     grayscale: Unit = Field(0.0, description="probability of removing colour")
     gaussian_blur: Unit = Field(0.0, description="probability of blurring")
@@ -197,6 +202,11 @@ class Augmentation(Section):
         if self.blur_sigma[0] <= 0:
             raise ValueError("blur_sigma must be positive")
         return self
+
+
+def folder_section(path: str) -> dict[str, Any]:
+    """What `data: <path>` stands for: any nested folder of images."""
+    return {"datasets": [{"name": "folder", "path": path}]}
 
 
 class Data(Section):
@@ -226,9 +236,7 @@ class Data(Section):
     @classmethod
     def _folder(cls, value: Any) -> Any:
         # `hjepa train data=./photos` is a whole config.
-        if isinstance(value, str):
-            return {"datasets": [{"name": "folder", "path": value}]}
-        return value
+        return folder_section(value) if isinstance(value, str) else value
 
 
 class Masking(Section):

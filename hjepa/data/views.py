@@ -66,7 +66,7 @@ def draw_views(config: Augmentation, seed: int, stream: str, positions: Int64, t
         # One stream per purpose: a new option leaves the draws of the old ones as they were.
         return rng.uniform(seed, f"{stream}/{purpose}", positions, count)
 
-    strength = np.array([1.0, 1.0, 1.0, 0.25]) * config.color_jitter
+    strength = np.array([config.color_jitter] * 3 + [_hue_jitter(config)])
     neutral = np.array([1.0, 1.0, 1.0, 0.0])
     jitter = _between(neutral - strength, neutral + strength, uniform("jitter", 4))
     jittered = uniform("jittered", 1) < config.color_jitter_probability
@@ -114,7 +114,7 @@ class Views(nn.Module):
     def __init__(self, config: Augmentation, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
-        self.jitters = config.color_jitter > 0 and config.color_jitter_probability > 0
+        self.jitters = max(config.color_jitter, _hue_jitter(config)) > 0 and config.color_jitter_probability > 0
         self.grayscales = config.grayscale > 0
         self.blurs = config.gaussian_blur > 0 and image_size > 1
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
@@ -284,6 +284,10 @@ def _draw_boxes(config: Augmentation, uniform: Float64, true_sizes: Float32) -> 
     box = np.where(fitted, first, largest)
     corner = (sizes - box) * np.where(fitted, place, 0.5)
     return np.hstack([corner / sizes, box / sizes])
+
+
+def _hue_jitter(config: Augmentation) -> float:
+    return config.color_jitter / 4 if config.hue_jitter is None else config.hue_jitter
 
 
 def _between(low: float | Float64, high: float | Float64, uniform: Float64) -> Float64:
