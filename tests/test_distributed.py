@@ -26,11 +26,17 @@ def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, 
 
 @pytest.mark.parametrize(
     "extra",
-    [("loss.type=smoothl1",), ("loss.type=sigreg", "data.num_views=2"), ("loss.type=combined",)],
-    ids=lambda extra: extra[0],
+    [
+        pytest.param(("loss.type=smoothl1",), marks=pytest.mark.slow),
+        ("loss.type=sigreg", "data.num_views=2"),
+        pytest.param(("loss.type=combined",), marks=pytest.mark.slow),
+    ],
+    ids=["smoothl1", "sigreg", "combined"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, small: tuple[str, ...], extra: tuple[str, ...]) -> None:
-    settings = (*small, *extra, "training.max_steps=5", "training.clip_grad=0.1", "evaluation.eval_frequency=0")
+    # eps: or Adam makes a whole step of what is rounding in a gradient of zero.
+    settings = (*small, *extra, "training.max_steps=5", "training.eps=1e-3", "training.clip_grad=0.1")
+    settings += ("evaluation.eval_frequency=0",)
     (one,) = run(1, tmp_path / "one", settings)
     first, second = run(2, tmp_path / "two", settings)
     assert first["weights"].keys() == one["weights"].keys()  # type: ignore[attr-defined]
