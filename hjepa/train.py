@@ -37,7 +37,7 @@ class Progress:
 
     Attributes:
         step: optimizer steps done.
-        epoch_loss: sum of the epoch's losses so far (0-d, on the device).
+        epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
         bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
     """
 
@@ -134,7 +134,8 @@ def build(
     model = create_hjepa_from_config(config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
-    console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {fabric._precision.precision}")
+    arithmetic = precision(kind, config.training.use_amp)
+    console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
 
     console.say("Loading datasets...")
     # One process at a time: the first may have to download, the others then find it done.
@@ -224,7 +225,7 @@ def fit(run: Run) -> None:
         run.model.update_target(torch.where(bad, 1.0, momentum))  # at 1 the target stays, as the weights did
 
         progress.step = step + 1
-        progress.epoch_loss += losses.total.detach()
+        progress.epoch_loss += torch.where(bad, 0.0, losses.total.detach())
         epoch, meter.steps = step // per_epoch + 1, meter.steps + 1
         end_of_epoch = progress.step % per_epoch == 0
         if progress.step % config.logging.log_frequency == 0 or progress.step == last_step:

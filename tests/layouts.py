@@ -1,12 +1,18 @@
-"""Tiny data sets in the official layouts."""
+"""Tiny data sets in the official layouts, and what tests ask of sources."""
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torchvision import datasets
+
+from hjepa.config.schema import Data, Dataset
+from hjepa.data.source import Source
+from hjepa.errors import DataError
 
 
 def md5(path: Path) -> str:
@@ -45,3 +51,23 @@ def write_stl10(root: Path) -> dict[str, np.ndarray]:
         if part != "unlabeled":
             np.array([10, 1, 2][:count], np.uint8).tofile(folder / f"{part}_y.bin")
     return images
+
+
+def everything(source: Source) -> np.ndarray:
+    return source.images(np.arange(len(source)))
+
+
+def refused(action: Callable[[], object], *fragments: str) -> str:
+    with pytest.raises(DataError) as caught:
+        action()
+    message = str(caught.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in message
+    for fragment in fragments:
+        assert fragment in message
+    return message
+
+
+def config(name: str, root: Path, **settings: Any) -> tuple[Dataset, Data]:
+    dataset = Dataset(name=name, path=None if name == "shapes" else str(root))
+    return dataset, Data(datasets=(dataset,), **{"download": False, "image_size": 28, **settings})

@@ -2,44 +2,20 @@ import pickle
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import numpy as np
 import pytest
-from layouts import md5, write_cifar, write_stl10
+from layouts import config, everything, md5, refused, write_cifar, write_stl10
 from torchvision import datasets
 
 from hjepa.config.schema import Data, Dataset
 from hjepa.data import archives
-from hjepa.data.source import Source
 from hjepa.data.sources import open_probe, open_source, open_training
-from hjepa.errors import DataError
-
-
-def everything(source: Source) -> np.ndarray:
-    return source.images(np.arange(len(source)))
-
-
-def refused(action: Callable[[], object], *fragments: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    assert "\n" not in message
-    for fragment in fragments:
-        assert fragment in message
-    return message
-
-
-def config(name: str, root: Path, **settings: Any) -> tuple[Dataset, Data]:
-    dataset = Dataset(name=name, path=None if name == "shapes" else str(root))
-    return dataset, Data(datasets=(dataset,), **{"download": False, "image_size": 28, **settings})
-
 
 # CIFAR and STL-10
 

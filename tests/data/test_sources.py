@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -6,14 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import config, everything, refused
 from PIL import Image
 
 from hjepa.config.schema import Data, Dataset
 from hjepa.data.archives import ArraySource
 from hjepa.data.files import ClassFolderSource, FolderSource
-from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, cache, decode_side, open_probe, open_source, open_training
-from hjepa.errors import DataError
 
 
 def write(path: Path, value: int = 0, size: tuple[int, int] = (8, 8)) -> Path:
@@ -30,26 +28,6 @@ def class_folders(root: Path, counts: dict[str, int]) -> None:
 
 def names(source: Any) -> list[str]:
     return [Path(path).name for path in source.paths]
-
-
-def everything(source: Source) -> np.ndarray:
-    return source.images(np.arange(len(source)))
-
-
-def refused(action: Callable[[], object], *fragments: str) -> str:
-    with pytest.raises(DataError) as caught:
-        action()
-    message = str(caught.value)
-    assert caught.value.exit_code == 3
-    assert "\n" not in message
-    for fragment in fragments:
-        assert fragment in message
-    return message
-
-
-def config(name: str, root: Path, **settings: Any) -> tuple[Dataset, Data]:
-    dataset = Dataset(name=name, path=None if name == "shapes" else str(root))
-    return dataset, Data(datasets=(dataset,), **{"download": False, "image_size": 28, **settings})
 
 
 # Folders
