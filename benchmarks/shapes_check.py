@@ -52,7 +52,7 @@ def features(model: VisionTransformer, images: np.ndarray) -> Tensor:
     return torch.cat(pooled)
 
 
-def supervised(data: Shapes, images_seen: int, test: np.ndarray, test_labels: Tensor, batch: int = 128) -> float:
+def supervised(data: Shapes, images_seen: int, test: np.ndarray, test_labels: Tensor, batch: int = 32) -> float:
     model = encoder(num_classes=10)
     steps = images_seen // batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
