@@ -74,9 +74,11 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task(description, total=total, completed=completed, note="")
 
-    def update(self, completed: int, note: str = "") -> None:
-        """Show how far it is."""
-        self._progress.update(self._task, completed=completed, note=note)
+    def update(self, completed: int, note: str | None = None) -> None:
+        """Show how far it is; None keeps the note that stands there."""
+        self._progress.update(self._task, completed=completed)
+        if note is not None:
+            self._progress.update(self._task, note=note)
 
     def close(self) -> None:
         """Take the line away."""

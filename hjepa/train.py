@@ -228,6 +228,7 @@ def fit(run: Run) -> None:
         progress.epoch_loss += torch.where(bad, 0.0, losses.total.detach())
         epoch, meter.steps = step // per_epoch + 1, meter.steps + 1
         end_of_epoch = progress.step % per_epoch == 0
+        bar.update(progress.step)
         if progress.step % config.logging.log_frequency == 0 or progress.step == last_step:
             stop_if_broken(run)
             values = describe(run, step, losses, output, norm, momentum) | {"images_per_second": meter.read()}
