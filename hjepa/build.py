@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from hjepa.config import Config, load_config
-from hjepa.config.geometry import encoder_shape
 from hjepa.grid import Grid
 from hjepa.model.hjepa import HJEPA
 from hjepa.objective import Objective
@@ -29,8 +28,7 @@ def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
 
 def grid_of(config: Config) -> Grid:
     """The patches of one view."""
-    model = config.model
-    return Grid.of(config.data.image_size, encoder_shape(model.encoder_type, model.patch_size).patch_size)
+    return Grid.of(config.data.image_size, config.model.shape.patch_size)
 
 
 def run_path(config: Config) -> Path:

@@ -139,7 +139,7 @@ def cross_checks(config: Config) -> None:
         ValueError: one line per conflict, each with a value that would be accepted.
     """
     model, data, masking, training = config.model, config.data, config.masking, config.training
-    shape = encoder_shape(model.encoder_type, model.patch_size, model.embed_dim, model.depth, model.num_heads)
+    shape = model.shape
     wrong = []
 
     if data.image_size % shape.patch_size:

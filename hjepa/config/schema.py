@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hjepa.config.geometry import ENCODERS, cross_checks, encoder_shape
+from hjepa.config.geometry import ENCODERS, EncoderShape, cross_checks, encoder_shape
 from hjepa.config.types import Bool, Float, Int, Interval, Section, Str
 
 Positive = Annotated[Int, Field(ge=1)]
@@ -112,9 +112,14 @@ class Model(Section):
     projector: Projector = Projector()
     ema: EMA = EMA()
 
+    @property
+    def shape(self) -> EncoderShape:
+        """The encoder's shape: what its name says, less what is overridden."""
+        return encoder_shape(self.encoder_type, self.patch_size, self.embed_dim, self.depth, self.num_heads)
+
     @model_validator(mode="after")
     def _check(self) -> Model:
-        shape = encoder_shape(self.encoder_type, self.patch_size, self.embed_dim, self.depth, self.num_heads)
+        shape = self.shape
         if shape.embed_dim % shape.num_heads:
             raise ValueError(
                 f"embed_dim {shape.embed_dim} is not a multiple of num_heads {shape.num_heads}; "

@@ -138,7 +138,7 @@ class RotaryBackbone(Backbone):
 
 def build_backbone(config: Model, image_size: int) -> Backbone:
     """The transformer that a config describes, for square images of `image_size` pixels."""
-    shape = encoder_shape(config.encoder_type, config.patch_size, config.embed_dim, config.depth, config.num_heads)
+    shape = config.shape
     init_values = config.layerscale_init if config.use_layerscale else None
     if config.rope.use_rope:
         rotary = Eva(

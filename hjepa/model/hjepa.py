@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hjepa.config.geometry import encoder_shape
 from hjepa.config.schema import Model, Projector
 from hjepa.distributed import gather_batch
 from hjepa.grid import Grid
@@ -50,7 +49,7 @@ class HJEPA(nn.Module):
             image_level: whether the loss compares pooled embeddings of views.
         """
         super().__init__()
-        shape = encoder_shape(config.encoder_type, config.patch_size, config.embed_dim, config.depth, config.num_heads)
+        shape = config.shape
         self.grid = grid
         self.num_levels = config.num_hierarchies
         self.taps = tuple(config.target_layers or spread_taps(shape.depth))

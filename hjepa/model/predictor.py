@@ -7,7 +7,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hjepa.config.geometry import encoder_shape
 from hjepa.config.schema import Model
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import Masks
@@ -22,7 +21,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: Model, grid: Grid) -> None:
         super().__init__()
-        shape = encoder_shape(config.encoder_type, config.patch_size, config.embed_dim, config.depth, config.num_heads)
+        shape = config.shape
         num_taps = len(config.target_layers or spread_taps(shape.depth))
         dim = config.predictor.embed_dim or shape.embed_dim // 2
         self.grid = grid
