@@ -27,7 +27,8 @@ $(STAMP): pyproject.toml
 	  { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --compile-bytecode \
+	  --python $(BIN)/python --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -9,7 +9,6 @@ import torch
 from hjepa.config import Config, load_config
 from hjepa.grid import Grid
 from hjepa.model.hjepa import HJEPA
-from hjepa.objective import Objective
 
 
 def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
@@ -21,7 +20,7 @@ def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
     if not isinstance(config, Config):
         config = load_config(config)
     torch.manual_seed(config.experiment.seed)
-    model = HJEPA(config.model, grid_of(config), Objective.needs_embeddings(config.loss))
+    model = HJEPA(config.model, grid_of(config), config.loss.has_image_level, config.loss.predicts)
     model.set_gradient_checkpointing(config.training.use_gradient_checkpointing)
     return model
 

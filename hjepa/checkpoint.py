@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hjepa.config.walk import flat
 from hjepa.errors import ConfigError, StorageError
 
 SCHEMA = 1
@@ -29,9 +29,9 @@ WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
 
 # What may differ between a checkpoint and the run that continues it: nothing here changes a weight.
 FREE = (
-    "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_bad_steps", "checkpoint.",
-    "evaluation.", "logging.", "device", "data.num_workers", "data.pin_memory", "data.cache_gb", "data.download",
-    "data.data_path",
+    "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_time", "training.max_bad_steps",
+    "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers", "data.pin_memory", "data.cache_gb",
+    "data.download", "data.data_path",
 )  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def refuse_changes(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     Raises:
         ConfigError: listing every differing setting.
     """
-    before, now = dict(_flat(saved)), dict(_flat(wanted))
+    before, now = dict(flat(saved)), dict(flat(wanted))
     differing = [
         f"{key}: the run has {before.get(key)!r}, the config says {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -153,17 +153,6 @@ def refuse_changes(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
             "the run cannot be continued under other settings; put these back, or choose another "
             "experiment.output_dir:\n" + "\n".join(differing)
         )
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(inner, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for index, inner in enumerate(value):
-            yield from _flat(inner, f"{key}[{index}]")
-    else:
-        yield key, value
 
 
 def _describe(path: Path) -> dict[str, Any]:

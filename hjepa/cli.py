@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hjepa.errors import UserError
+from hjepa.errors import ConfigError, StorageError, UserError
+
+if TYPE_CHECKING:
+    from hjepa.config import Config
+
+STARTED = time.monotonic()
 
 app = typer.Typer(
     name="hjepa",
@@ -24,6 +31,11 @@ Overrides = Annotated[
 ]
 
 
+Hours = Annotated[
+    float | None, typer.Option("--hours", help="Time for the whole run; sets training.max_time.", min=0.001)
+]
+
+
 @app.callback()
 def _root() -> None:
     """Keep `hjepa train` a subcommand whatever the number of commands."""
@@ -34,6 +46,7 @@ def train(
     settings: Overrides = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Config file (YAML).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    hours: Hours = None,
     help_config: Annotated[
         bool, typer.Option("--help-config", help="List the settings (of the sections named) and stop.")
     ] = False,
@@ -45,15 +58,67 @@ def train(
 
         typer.echo(settings_table(words))
         return
-    if config is None and words and "=" not in words[0]:
-        config = Path(words.pop(0))
-    from hjepa.config import load_config
-
     typer.echo("Loading config...")
-    resolved = load_config(config, words)
+    resolved = _load(words, config, hours)
     from hjepa.train import train as run
 
     run(resolved, resume=resume)
+
+
+@app.command()
+def check(
+    settings: Overrides = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Config file (YAML).")] = None,
+    hours: Hours = None,
+    all_images: Annotated[
+        bool, typer.Option("--all-images", help="Decode every image file in search of unreadable ones.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same for programs.")] = False,
+) -> None:
+    """Look at everything a run needs and say what it will cost, before it is started."""
+    resolved = _load(settings, config, hours)
+    from hjepa.preflight import check as look
+
+    report = look(resolved, started=STARTED, all_images=all_images)
+    typer.echo(report.json() if as_json else report.table())
+    sys.exit(report.exit_code)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="A config file.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, for both.")] = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Show the settings that are equal, too.")] = False,
+    measure: Annotated[bool, typer.Option("--measure", help="Time both on this device.")] = False,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the tables to this file.")] = None,
+) -> None:
+    """Two configs side by side: what differs, what that means, and (with --measure) what it costs."""
+    from hjepa.compare import compare as side_by_side
+
+    comparison = side_by_side(first, second, list(overrides or []), show_all, measure)
+    if markdown is None:
+        typer.echo(comparison.text())
+    else:
+        _write(markdown, comparison.markdown())
+
+
+@app.command()
+def migrate(
+    old: Annotated[Path, typer.Argument(help="A config of the first H-JEPA project.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; standard output when not given.")
+    ] = None,
+) -> None:
+    """Write an old config in today's vocabulary, and say what became of every key."""
+    from hjepa.config import migrate as migration
+
+    result = migration.migrate(old)
+    if output is None:
+        typer.echo(result.yaml, nl=False)
+    else:
+        migration.save(result, output)
+    typer.echo(migration.show(result), err=output is None)
 
 
 @app.command(name="eval")
@@ -65,6 +130,31 @@ def evaluate(
     from hjepa.evaluate import evaluate_run
 
     evaluate_run(run, list(overrides or []))
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _load(settings: list[str] | None, config: Path | None, hours: float | None) -> Config:
+    """The config that the words of a command line name."""
+    from hjepa.config import load_config
+    from hjepa.config.geometry import process_checks
+
+    words = list(settings or [])
+    if config is None and words and "=" not in words[0]:
+        config = Path(words.pop(0))
+    if hours is not None:
+        words.append(f"training.max_time={hours:g}h")
+    resolved = load_config(config, words)
+    # As torchrun sets it; the rest of the house asks again, after torch is there.
+    wrong = process_checks(resolved, int(os.environ.get("WORLD_SIZE", "1")))
+    if wrong:
+        raise ConfigError(wrong)
+    return resolved
 
 
 def main() -> None:

@@ -28,8 +28,9 @@ def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float
     """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
     model.eval()
     device = next(model.parameters()).device
-    untrained = create_hjepa_from_config(config).to(device).eval()
-    results = dict(evaluator.evaluate(model.embed, lambda images: model.embed(images, online=True)))
+    online = None if model.target_encoder is None else lambda images: model.embed(images, online=True)
+    results = dict(evaluator.evaluate(model.embed, online))
+    untrained = model if evaluator.has_baselines else create_hjepa_from_config(config).to(device).eval()
     results |= dict(evaluator.baselines(untrained.embed))
     return {f"eval/{name}": value for name, value in results.items()}
 

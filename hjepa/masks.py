@@ -30,7 +30,7 @@ class Masks(NamedTuple):
 
     Attributes:
         context: `[B, Nc]` int64, ascending.
-        targets: `[B, M, h, w]` int64, the hidden blocks; disjoint from the context, not from each other.
+        targets: `[B, M, h, w]` int64, the hidden blocks; disjoint from the context, not from each other. M may be 0.
     """
 
     context: Tensor
@@ -51,14 +51,13 @@ class BlockMasks:
     def __init__(self, config: Masking, grid: Grid, num_levels: int) -> None:
         self.config = config
         self.grid = grid
-        self.blocks = feasible_blocks(
-            grid.height,
-            grid.width,
-            config.num_masks,
-            config.mask_scale,
-            config.aspect_ratio,
-            2 ** (num_levels - 1),
-        )
+        min_side = 2 ** (num_levels - 1)
+        size = grid.height, grid.width
+        # Of no blocks, one size is as good as any.
+        self.blocks = [(1, 1)]
+        if config.num_masks:
+            scale, ratio = config.mask_scale, config.aspect_ratio
+            self.blocks = feasible_blocks(*size, config.num_masks, scale, ratio, min_side)
         if not self.blocks:
             raise ConfigError(f"masking: no block satisfies {config} on a {grid.height} x {grid.width} grid")
 

@@ -32,11 +32,6 @@ class Objective:
         self.taps = taps
         self.weights = config.hierarchy_weights or tuple(0.5**level for level in range(num_levels))
 
-    @staticmethod
-    def needs_embeddings(config: Loss) -> bool:
-        """Whether the loss compares pooled embeddings of views, so that the model needs a projector."""
-        return config.type in ("combined", "sigreg")
-
     def __call__(self, output: Output, seed: int) -> Losses:
         """Compute the losses of a batch.
 
@@ -45,7 +40,7 @@ class Objective:
             seed: of SIGReg's directions; the same on all processes, another at each step.
         """
         terms: dict[str, Tensor] = {}
-        total = output.predictions[0].new_zeros(())
+        total = torch.zeros((), device=output.target_tokens.device)
         for level, (prediction, target) in enumerate(zip(output.predictions, output.targets, strict=True)):
             per_tap = self._distance(prediction, target).mean(dim=(0, 1, 2, 3, 5))  # [T_l]
             for tap, loss in zip(self.taps[taps_of_level(len(self.taps), level)], per_tap, strict=True):
@@ -66,7 +61,7 @@ class Objective:
             else:
                 sigreg = self.config.sigreg
                 parts = {
-                    "sigreg/invariance": (1 - sigreg.mix, agreement(views)),
+                    "sigreg/invariance": (1 - sigreg.mix, agreement(views, output.num_global)),
                     "sigreg/sigreg": (sigreg.mix, gaussianity(views, sigreg, seed)),
                 }
                 scale = sigreg.weight
@@ -81,15 +76,20 @@ class Objective:
         return F.smooth_l1_loss(prediction.float(), target, reduction="none", beta=self.config.smoothl1_beta)
 
 
-def agreement(views: Tensor) -> Tensor:
-    """Mean squared distance of each view to the mean of its image's views: `[V, B, K]` -> scalar (LeJEPA)."""
-    return (views - views.mean(dim=0, keepdim=True)).square().mean()
+def agreement(views: Tensor, num_global: int) -> Tensor:
+    """Mean squared distance of every view to the mean of its image's global ones (LeJEPA).
+
+    Args:
+        views: `[V, B, K]`, the `num_global` global ones first.
+        num_global: G; where all views are global, this is their variance.
+    """
+    return (views - views[:num_global].mean(dim=0, keepdim=True)).square().mean()
 
 
 def invariance(views: Tensor) -> Tensor:
     """Mean squared distance between two views of one image, over all pairs: `[V, B, K]` -> scalar (VICReg eq. 5)."""
     num_views = views.shape[0]
-    return agreement(views) * (2 * num_views / (num_views - 1))
+    return agreement(views, num_views) * (2 * num_views / (num_views - 1))
 
 
 def variance(views: Tensor) -> Tensor:

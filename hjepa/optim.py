@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hjepa.config.schema import EMA, Training
+from hjepa.config.model import EMA
+from hjepa.config.schema import Training
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -31,22 +32,33 @@ def build_optimizer(config: Training, model: nn.Module) -> torch.optim.AdamW:
 class Schedules:
     """Learning rate and target momentum as functions of the step; nothing to save, nothing to drift."""
 
-    def __init__(self, training: Training, ema: EMA, steps_per_epoch: int) -> None:
-        """Fix the schedules of a run of `training.epochs` epochs."""
+    def __init__(self, training: Training, ema: EMA, steps_per_epoch: int, total: int | None = None) -> None:
+        """Fix the schedules.
+
+        Args:
+            training: the section.
+            ema: the section.
+            steps_per_epoch: optimizer steps in an epoch.
+            total: optimizer steps of the run; those of `training.epochs` when not given. Where they are fewer
+                (`training.max_time`), the warm-ups shrink with them.
+        """
+        planned = (training.epochs or 0) * steps_per_epoch
         self.training = training
-        self.total = training.epochs * steps_per_epoch
+        self.total = planned if total is None else total
+        assert self.total > 0
+        shrink = min(1.0, self.total / planned) if planned else 1.0
         warmup = training.warmup_epochs
-        self.warmup = self.total * 0.05 if warmup is None else warmup * steps_per_epoch
-        self.ema_warmup = ema.momentum_warmup_epochs * steps_per_epoch
+        self.warmup = self.total * 0.05 if warmup is None else warmup * steps_per_epoch * shrink
+        self.ema_warmup = ema.momentum_warmup_epochs * steps_per_epoch * shrink
         self.momentum_start = _default_momentum(self.total, 100) if ema.momentum is None else ema.momentum
         end = _default_momentum(self.total, 10) if ema.momentum_end is None else ema.momentum_end
         self.momentum_end = max(end, self.momentum_start) if ema.momentum_end is None else end
 
     def lr(self, step: int) -> float:
-        """Linear from 0 to `lr` over the warm-up, then half a cosine down to `min_lr` at the last step."""
-        peak, low = self.training.lr, self.training.min_lr
+        """Linear from `warmup_lr` to `lr` over the warm-up, then half a cosine down to `min_lr` at the last step."""
+        peak, low, first = self.training.lr, self.training.min_lr, self.training.warmup_lr
         if step < self.warmup:
-            return peak * (step + 1) / (self.warmup + 1)
+            return first + (peak - first) * (step + 1) / (self.warmup + 1)
         return low + (peak - low) * _half_cosine(step - self.warmup, self.total - 1 - self.warmup)
 
     def momentum(self, step: int) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import math
 import os
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
-from hjepa.errors import FolderInUseError, StorageError
+from hjepa.config.schema import Logging
+from hjepa.errors import ConfigError, FolderInUseError, StorageError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -19,15 +21,29 @@ class RunFolder:
     """`config.yaml`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one process.
 
     Raises:
+        ConfigError: when Weights & Biases is asked for and not installed.
         FolderInUseError: when another process holds it.
         StorageError: when it cannot be written.
     """
 
-    def __init__(self, path: Path, use_tensorboard: bool) -> None:
+    def __init__(self, path: Path, name: str, config: Logging) -> None:
+        """Take hold of a folder.
+
+        Args:
+            path: of the folder; it is made where it is missing.
+            name: of the run.
+            config: the section.
+        """
+        if config.wandb.enabled and importlib.util.find_spec("wandb") is None:
+            raise ConfigError(
+                "logging.wandb.enabled: wandb is not installed; pip install 'hjepa[wandb]', or set it false"
+            )
         self.path = path
+        self.name = name
+        self.config = config
         self.checkpoints = path / "checkpoints"
-        self._use_tensorboard = use_tensorboard
         self._tensorboard: SummaryWriter | None = None
+        self._wandb: Any = None
         self._metrics: IO[str] | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -53,10 +69,21 @@ class RunFolder:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             path.write_text("".join(f"{line}\n" for line in kept))
         self._metrics = path.open("a")
-        if self._use_tensorboard:
+        if self.config.use_tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
+        if self.config.wandb.enabled:
+            import wandb
+
+            options = self.config.wandb
+            self._wandb = wandb.init(
+                project=options.project,
+                name=self.name,
+                tags=list(options.tags),
+                dir=str(self.path),
+                reinit="create_new",
+            )
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line to the record and a point to each curve; what is not finite is null there."""
@@ -67,11 +94,15 @@ class RunFolder:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
 
     def close(self) -> None:
         """Finish the files and let the folder go."""
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
         if self._metrics is not None:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())

@@ -1,77 +1,24 @@
-"""A run from its config to its last checkpoint; `fit` is the loop, and reads as the method does."""
+"""A run from its config to its last checkpoint; `fit` is the loop, `step.take_step` the method."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime, timedelta
 
 import torch
-from lightning_fabric import Fabric
-from torch import Tensor
 
 from hjepa import checkpoint
-from hjepa.build import create_hjepa_from_config, grid_of, run_path
+from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
-from hjepa.data.loader import Batches
-from hjepa.data.sources import TITLES, cache, open_training
-from hjepa.data.views import Views
-from hjepa.device import DeviceKind, choose, peak_memory, precision, process_layout
-from hjepa.errors import ConfigError, NonFiniteError
-from hjepa.evaluate import build_evaluator, probe, show_results
-from hjepa.evaluation.evaluator import Evaluator
-from hjepa.masks import BlockMasks
-from hjepa.model.hjepa import HJEPA, Output
-from hjepa.model.pyramid import taps_of_level
-from hjepa.monitor import rankme, relative_std
-from hjepa.objective import Losses, Objective
-from hjepa.optim import Schedules, build_optimizer, clip_gradients, skip_step_if
-from hjepa.rng import scalar_seed
+from hjepa.device import peak_memory
+from hjepa.errors import NonFiniteError
+from hjepa.evaluate import probe, show_results
+from hjepa.measure import measure_run, restored
+from hjepa.optim import Schedules
+from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
-
-
-@dataclass
-class Progress:
-    """What the loop has to remember besides weights; saved with them.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
-        bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
-    """
-
-    step: int
-    epoch_loss: Tensor
-    bad_in_a_row: Tensor
-    bad_steps: Tensor
-
-    @classmethod
-    def start(cls, device: torch.device) -> Progress:
-        """Nothing done yet."""
-        zero = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(0, torch.zeros((), device=device), zero, zero.clone())
-
-
-@dataclass
-class Run:
-    """Everything that a run is made of, built once from its config."""
-
-    config: Config
-    fabric: Fabric
-    kind: DeviceKind
-    console: Console
-    folder: RunFolder | None  # held by the first process
-    model: HJEPA
-    module: Any  # the model as Fabric wraps it: forward and backward go through it
-    optimizer: Any
-    objective: Objective
-    schedules: Schedules
-    batches: Batches
-    views: Views
-    evaluator: Evaluator | None
-    progress: Progress
-    results: dict[str, float] = field(default_factory=dict)
+from hjepa.step import describe, take_step
 
 
 def train(config: Config, resume: bool = False) -> dict[str, float]:
@@ -87,22 +34,14 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
     Raises:
         UserError: one of its kinds, for everything that the user can mend.
     """
-    kind = choose(config.device)
-    local, nodes = process_layout()
-    fabric = Fabric(
-        accelerator=kind.accelerator,
-        devices=local,
-        num_nodes=nodes,
-        strategy="ddp" if local * nodes > 1 else "auto",
-        precision=precision(kind, config.training.use_amp),
-    )
-    fabric.launch()
+    fabric, kind = open_fabric(config)
     with Console(enabled=fabric.is_global_zero) as console:
         folder = None
         if fabric.is_global_zero:
-            folder = RunFolder(run_path(config), config.logging.use_tensorboard)
+            folder = RunFolder(run_path(config), config.experiment.name, config.logging)
         try:
             run = build(config, fabric, kind, console, folder, resume)
+            plan(run)
             fit(run)
             show_results(console, run.results, run_path(config))
         finally:
@@ -111,136 +50,84 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
     return run.results
 
 
-def build(
-    config: Config, fabric: Fabric, kind: DeviceKind, console: Console, folder: RunFolder | None, resume: bool
-) -> Run:
-    """Model, data and state of a run, from its config and, when resumed, its newest checkpoint."""
-    saved = None
-    checkpoints = run_path(config) / "checkpoints"
-    if checkpoint.find(checkpoints) and not resume:
-        raise ConfigError(
-            f"{checkpoints.parent}: holds a run already; continue it with --resume, or choose another "
-            "experiment.output_dir"
+def plan(run: Run) -> Schedules:
+    """Fix the number of steps, once in the life of a run, and with it the schedules.
+
+    Without `training.max_time` it is that of the epochs. With it, a few steps, an evaluation and a save are timed on
+    this machine, and where the epochs would take longer, there are as many steps as fit.
+    """
+    training, per_epoch = run.config.training, run.batches.steps_per_epoch
+    wanted = (training.epochs or 0) * per_epoch
+    total = run.progress.total or wanted
+    if not run.progress.total and training.seconds is not None:
+        with restored(run):
+            measured = measure_run(run)
+        fitting = measured.steps_within(training.seconds - run.seconds, run)
+        # The first process's clock decides for all.
+        fitting = int(run.fabric.broadcast(fitting))
+        total = min(wanted, fitting) if wanted else fitting
+        end = measured.seconds_of(total, run)
+        run.console.say(
+            f"Planned: {total} steps ({total / per_epoch:.1f} epochs) at {measured.seconds_per_step:.3g} s, "
+            f"ends about {_clock(end)}, within {training.max_time}"
         )
-    if resume:
-        saved, warnings = checkpoint.load_newest(checkpoints)
-        for warning in warnings:
-            console.warn(warning)
-        if saved is not None:
-            checkpoint.refuse_changes(saved.config, config.model_dump(mode="json"))
-
-    console.say("Creating model...")
-    seed, grid = config.experiment.seed, grid_of(config)
-    model = create_hjepa_from_config(config)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
-    arithmetic = precision(kind, config.training.use_amp)
-    console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
-
-    console.say("Loading datasets...")
-    # One process at a time: the first may have to download, the others then find it done.
-    with fabric.rank_zero_first():
-        sources = open_training(config.data, seed)
-    for source in sources:
-        console.say(f"{TITLES[source.name]}: {len(source)} images")
-    bar = console.bar("Decoding", 1)
-    sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"))
-    bar.close()
-    batches = Batches(
-        config.data,
-        sources,
-        BlockMasks(config.masking, grid, config.model.num_hierarchies),
-        seed,
-        config.training.accumulation_steps,
-        fabric.global_rank,
-        fabric.world_size,
-    )
-
-    optimizer = build_optimizer(config.training, model)
-    progress = Progress.start(fabric.device)
-    if saved is not None:
-        model.load_state_dict(saved.weights)
-        progress = Progress(
-            **{k: v if k == "step" else v.to(fabric.device) for k, v in saved.trainer["progress"].items()}
-        )
-        console.say(f"Resuming after step {progress.step}")
-    module, wrapped = fabric.setup(model, optimizer)
-    evaluator = None
-    if config.evaluation.eval_frequency and fabric.is_global_zero:
-        found = build_evaluator(config, fabric.device)
-        if isinstance(found, str):
-            console.say(found)
-        else:
-            evaluator = found
-    if saved is not None:
-        wrapped.load_state_dict(saved.trainer["optimizer"])
-    return Run(
-        config,
-        fabric,
-        kind,
-        console,
-        folder,
-        model,
-        module,
-        wrapped,
-        Objective(config.loss, config.model.num_hierarchies, model.taps),
-        Schedules(config.training, config.model.ema, batches.steps_per_epoch),
-        batches,
-        Views(config.data.augmentation, config.data.image_size).to(fabric.device),
-        evaluator,
-        progress,
-    )
+        if wanted and total == wanted and end < 0.8 * (training.seconds - run.seconds):
+            run.console.say(f"The time would allow {fitting / per_epoch:.0f} epochs; training.epochs=null takes them")
+        elif wanted and total < wanted:
+            hours = measured.seconds_of(wanted, run) / 3600
+            run.console.say(f"All of training.epochs={training.epochs} would take {hours:.2g}h")
+    run.progress.total = total
+    run.schedules = Schedules(training, run.config.model.ema, per_epoch, total)
+    return run.schedules
 
 
 def fit(run: Run) -> None:
     """Take the steps that are left."""
-    config, fabric, progress = run.config, run.fabric, run.progress
-    per_epoch, seed = run.batches.steps_per_epoch, config.experiment.seed
-    last_step = min(run.schedules.total, config.training.max_steps or run.schedules.total)
+    config, fabric, progress, schedules = run.config, run.fabric, run.progress, run.schedules
+    assert schedules is not None, "plan comes first"
+    per_epoch, limit = run.batches.steps_per_epoch, config.training.seconds
+    last_step = min(schedules.total, config.training.max_steps or schedules.total)
+    last_epoch = -(-schedules.total // per_epoch)
     if run.folder is not None:
         run.folder.write_config(dump_config(config))
         run.folder.open_metrics(progress.step)
     run.console.say("Starting training..." if progress.step < last_step else "Nothing left to train")
     bar = run.console.bar("Training", last_step, progress.step)
     loader = iter(run.batches.loader(progress.step, last_step, run.kind.pin_memory))
-    meter = Meter(config.data.batch_size)
-    epoch_start = time.monotonic()
+    meter = Meter(run.batches.batch_size)
+    start, first_step = time.monotonic(), progress.step
+    epoch_start = start
 
     run.model.train()
     for step in range(progress.step, last_step):
-        # Dropped paths are the only draws from torch's own generator: a function of the step as well.
-        torch.manual_seed(scalar_seed(seed, f"step/{fabric.global_rank}", step))
-        run.schedules.apply(run.optimizer, step)
-        for part in range(run.batches.parts):
-            batch = next(loader).to(fabric.device)
-            with fabric.no_backward_sync(run.module, enabled=part < run.batches.parts - 1):
-                output = run.module(batch.render(run.views), batch.masks)
-                losses = run.objective(output, scalar_seed(seed, "directions", step * run.batches.parts + part))
-                fabric.backward(losses.total / run.batches.parts)
-        norm = clip_gradients(run.model, config.training.clip_grad)
-        bad = guard(run, losses.total, norm)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        momentum = run.schedules.momentum(step)
-        run.model.update_target(torch.where(bad, 1.0, momentum))  # at 1 the target stays, as the weights did
-
+        taken = take_step(run, schedules, step, loader)
         progress.step = step + 1
-        progress.epoch_loss += torch.where(bad, 0.0, losses.total.detach())
+        progress.epoch_loss += torch.where(taken.skipped, 0.0, taken.losses.total.detach())
         epoch, meter.steps = step // per_epoch + 1, meter.steps + 1
         end_of_epoch = progress.step % per_epoch == 0
+        last = progress.step == last_step
         bar.update(progress.step)
-        if progress.step % config.logging.log_frequency == 0 or progress.step == last_step:
+        if progress.step % config.logging.log_frequency == 0 or last:
             stop_if_broken(run)
-            values = describe(run, step, losses, output, norm, momentum) | {"images_per_second": meter.read()}
+            values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
             if run.folder is not None:
                 run.folder.log(progress.step, epoch, values)
-        if end_of_epoch:
+            if limit is not None and not last and fabric.broadcast(run.seconds > limit):
+                run.console.warn(
+                    f"training.max_time={config.training.max_time} is used up after step {progress.step} of "
+                    f"{last_step}: this machine was slower than it was when the run was planned; saved"
+                )
+                last, last_step = True, progress.step
+        if end_of_epoch or last:
             minutes, memory = (time.monotonic() - epoch_start) / 60, peak_memory(fabric.device) / 1e9
-            mean = float(progress.epoch_loss) / per_epoch
-            run.console.say(
-                f"Epoch {epoch}/{config.training.epochs}: loss={mean:.3f} | time={minutes:.1f}min | mem={memory:.1f}GB"
-            )
+            mean = float(progress.epoch_loss) / ((progress.step - 1) % per_epoch + 1)
+            line = f"Epoch {epoch}/{last_epoch}: loss={mean:.3f} | time={minutes:.1f}min | mem={memory:.1f}GB"
+            if limit is not None:
+                rate = (time.monotonic() - start) / (progress.step - first_step)
+                line += f" | ends {_clock((last_step - progress.step) * rate)}"
+            run.console.say(line)
+        if end_of_epoch:
             progress.epoch_loss.zero_()
         if is_due(
             progress.step,
@@ -248,34 +135,27 @@ def fit(run: Run) -> None:
             config.checkpoint.save_frequency_steps,
         ):
             save(run)
-        if end_of_epoch and is_due(epoch, config.evaluation.eval_frequency) and progress.step < last_step:
+        if end_of_epoch and is_due(epoch, config.evaluation.eval_frequency) and not last:
             evaluate(run, epoch)
         if end_of_epoch:
             epoch_start = time.monotonic()
+        if last:
+            break
     stop_if_broken(run)
     bar.close()
     save(run)
     evaluate(run, -(-last_step // per_epoch))
 
 
+def _clock(seconds: float) -> str:
+    """The time of day in so many seconds."""
+    then = datetime.now() + timedelta(seconds=seconds)
+    return f"{then:%H:%M:%S}" if seconds < 3600 else f"{then:%a %H:%M}"
+
+
 def is_due(count: int, *frequencies: int) -> bool:
     """Whether any of the frequencies (0: never) falls on this count."""
     return any(frequency and count % frequency == 0 for frequency in frequencies)
-
-
-def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
-    """Let no non-finite loss or gradient reach the weights of any process; count without waiting for the device.
-
-    Returns:
-        0-d bool on the device: whether this step is skipped, on all processes alike.
-    """
-    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
-    if run.fabric.world_size > 1:
-        bad = run.fabric.all_reduce(bad.float(), reduce_op="sum") > 0
-    skip_step_if(run.optimizer.optimizer, bad)
-    run.progress.bad_steps += bad
-    run.progress.bad_in_a_row = (run.progress.bad_in_a_row + bad) * bad
-    return bad
 
 
 def stop_if_broken(run: Run) -> None:
@@ -290,22 +170,6 @@ def stop_if_broken(run: Run) -> None:
             f"at step {run.progress.step}; no weight was touched by them. Lower training.lr or set "
             "training.use_amp=false, and continue from the last checkpoint with --resume"
         )
-
-
-def describe(run: Run, step: int, losses: Losses, output: Output, norm: Tensor, momentum: float) -> dict[str, float]:
-    """What is written down of a step; reading it waits for the device, once per line."""
-    taps = output.target_taps.detach()
-    values = {"loss": float(losses.total.detach())}
-    values |= {f"loss/{name}": float(value) for name, value in losses.terms.items()}
-    values |= {"lr": run.schedules.lr(step), "momentum": momentum, "grad_norm": float(norm)}
-    for level in range(run.model.num_levels):
-        of_level = taps[:, :, taps_of_level(taps.shape[2], level)]
-        values[f"std/level{level}"] = float(relative_std(of_level))
-    values["rankme"] = float(rankme(output.target_tokens.mean(dim=1)))
-    values["memory_gb"] = peak_memory(run.fabric.device) / 1e9
-    if int(run.progress.bad_steps):
-        values["bad_steps"] = int(run.progress.bad_steps)
-    return values
 
 
 class Meter:
@@ -327,7 +191,8 @@ class Meter:
 def save(run: Run) -> None:
     """Write a checkpoint from the first process; the others wait."""
     if run.folder is not None:
-        trainer = {"optimizer": run.optimizer.state_dict(), "progress": vars(run.progress)}
+        progress = vars(run.progress) | {"seconds": run.seconds}
+        trainer = {"optimizer": run.optimizer.state_dict(), "progress": progress}
         weights, config = run.model.state_dict(), run.config.model_dump(mode="json")
         checkpoint.save(run.folder.checkpoints, run.progress.step, weights, trainer, config)
         checkpoint.prune(run.folder.checkpoints, run.config.checkpoint.keep_last_k)

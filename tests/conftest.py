@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests st
 torch.set_num_threads(1)
 
 SMALL = (
-    "model.encoder_type=vit_tiny_patch16_224",
+    "model.encoder_type=vit",
     "model.patch_size=8",
     "model.embed_dim=32",
     "model.depth=3",

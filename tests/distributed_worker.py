@@ -1,41 +1,56 @@
-"""Train, and leave what this process has in rank<r>.pt; `poison=<step>` makes the last process's images infinite."""
+"""Train, and leave what this process has in rank<r>.pt.
+
+`poison=<step>` makes the last process's images infinite; `fits=<n>` lets no more than n images fit on its device.
+"""
 
 import sys
 from pathlib import Path
 
 import torch
 
+import hjepa.memory
 import hjepa.train
 from hjepa.config import load_config
 from hjepa.data.loader import Batch
 from hjepa.data.views import Views
+from hjepa.run import Run
 
 torch.set_num_threads(1)
 out, *settings = sys.argv[1:]
-poison = next((int(text.split("=")[1]) for text in settings if text.startswith("poison=")), None)
-config = load_config(None, [text for text in settings if not text.startswith("poison=")])
+ours = {name: int(value) for name, _, value in (text.partition("=") for text in settings) if name in ("poison", "fits")}
+config = load_config(None, [text for text in settings if text.partition("=")[0] not in ours])
 positions: list[int] = []
 render = Batch.render
+
+
+def is_last() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
 
 
 def recorded(self: Batch, views: Views) -> torch.Tensor:
     positions.extend(self.positions.tolist())
     images = render(self, views)
-    last = torch.distributed.is_initialized() and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-    step = min(positions[-len(self.positions) :]) // config.data.batch_size
-    return images * float("inf") if last and step == poison else images
+    if "poison" not in ours or not is_last():
+        return images
+    step = min(positions[-len(self.positions) :]) // config.data.images_per_step
+    return images * float("inf") if step == ours["poison"] else images
 
 
 Batch.render = recorded  # type: ignore[method-assign]
+largest_batch = hjepa.memory.largest_batch
+hjepa.memory.largest_batch = lambda *args: ours["fits"] if "fits" in ours and is_last() else largest_batch(*args)
 fit = hjepa.train.fit
 
 
-def fit_and_tell(run: hjepa.train.Run) -> None:
+def fit_and_tell(run: Run) -> None:
     fit(run)
     state = {
         "weights": run.model.state_dict(),
         "positions": positions,
         "bad_steps": run.progress.bad_steps,
+        "step": run.progress.step,
+        "total": run.progress.total,
+        "batch": (run.config.data.batch_size, run.config.training.accumulation_steps),
     }
     torch.save(state, Path(out) / f"rank{run.fabric.global_rank}.pt")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
-from hjepa.config.schema import Data, Dataset
+from hjepa.config.data import Data, Dataset
 from hjepa.data.source import Source
 from hjepa.errors import DataError
 

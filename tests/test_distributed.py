@@ -30,8 +30,14 @@ def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, 
         pytest.param(("loss.type=smoothl1",), marks=pytest.mark.slow),
         ("loss.type=sigreg", "data.num_views=2"),
         pytest.param(("loss.type=combined",), marks=pytest.mark.slow),
+        pytest.param(("loss.type=sigreg", "data.multicrop.num_local_crops=2"), marks=pytest.mark.slow),
+        pytest.param(("loss.type=sigreg", "model.use_target_encoder=false"), marks=pytest.mark.slow),
+        pytest.param(
+            ("loss.type=sigreg", "data.num_views=2", "loss.hierarchy_weights=[0,0]", "masking.num_masks=0"),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["smoothl1", "sigreg", "combined"],
+    ids=["smoothl1", "sigreg", "combined", "local crops", "no target encoder", "image level alone"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, small: tuple[str, ...], extra: tuple[str, ...]) -> None:
     # eps: or Adam makes a whole step of what is rounding in a gradient of zero.
@@ -56,3 +62,22 @@ def test_what_is_not_finite_on_one_process_is_skipped_by_all(tmp_path: Path, sma
     for name, weight in first["weights"].items():  # type: ignore[attr-defined]
         assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
         assert torch.isfinite(weight).all()
+
+
+def test_the_process_with_the_least_memory_decides_for_all(tmp_path: Path, small: tuple[str, ...]) -> None:
+    settings = (*small, "data.batch_size=auto", "data.global_batch_size=16", "fits=4")
+    first, second = run(2, tmp_path / "two", (*settings, "training.max_steps=2", "evaluation.eval_frequency=0"))
+    assert first["batch"] == second["batch"] == (16, 2)  # 8 images of each process in parts of 4
+    assert sorted([*first["positions"], *second["positions"]]) == list(range(32))  # type: ignore[misc]
+    for name, weight in first["weights"].items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_processes_end_together_within_their_time(tmp_path: Path, small: tuple[str, ...]) -> None:
+    settings = (*small, "training.epochs=null", "training.max_time=15s", "evaluation.eval_frequency=0")
+    first, second = run(2, tmp_path / "two", settings)
+    assert first["total"] == second["total"]
+    assert first["step"] == second["step"] > 3  # type: ignore[operator]
+    for name, weight in first["weights"].items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]

@@ -108,7 +108,7 @@ def test_the_size_of_a_block_varies_over_steps() -> None:
     ],
 )
 def test_impossible_masks_are_refused_and_what_is_offered_is_accepted(overrides: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match="masking: no block satisfies") as refused:
+    with pytest.raises(ConfigError, match=r"masking\.mask_scale: no block satisfies") as refused:
         load_config(None, overrides)
     offer = str(refused.value).split("nearest: ")[1].split()
     assert offer

@@ -16,7 +16,7 @@ def output(embeddings: torch.Tensor | None = None) -> Output:
     shapes = [(6, 4, 4, 3, 2, 8), (6, 4, 2, 1, 1, 8)]
     predictions = [torch.randn(s, generator=g, requires_grad=True) for s in shapes]
     targets = [torch.randn(s, generator=g) for s in shapes]
-    return Output(predictions, targets, embeddings, torch.zeros(1), torch.zeros(1))
+    return Output(predictions, targets, embeddings, torch.zeros(1), torch.zeros(1), 2)
 
 
 @pytest.mark.parametrize(("kind", "distance"), [("mse", F.mse_loss), ("smoothl1", F.smooth_l1_loss)])
@@ -51,7 +51,7 @@ def test_every_weight_of_the_regularisers_counts() -> None:
     expected = plain + 0.5 * (2 * invariance(views) + 3 * variance(views) + 5 * covariance(views))
     torch.testing.assert_close(total(type="combined", vicreg=base), expected)
     sigreg = SIGReg(weight=0.5, mix=0.25)
-    expected = plain + 0.5 * (0.75 * agreement(views) + 0.25 * gaussianity(views, sigreg, 0))
+    expected = plain + 0.5 * (0.75 * agreement(views, 2) + 0.25 * gaussianity(views, sigreg, 0))
     torch.testing.assert_close(total(type="sigreg", sigreg={"weight": 0.5, "mix": 0.25}), expected)
 
 
@@ -61,6 +61,33 @@ def test_invariance_compares_views_of_one_image() -> None:
     pairs = (F.mse_loss(a, b) + F.mse_loss(a, c) + F.mse_loss(b, c)) / 3
     torch.testing.assert_close(invariance(torch.stack((a, b, c))), pairs)
     assert invariance(torch.stack((a, a))) == 0
+
+
+def test_views_agree_with_the_mean_of_the_global_ones_alone() -> None:
+    a, b, local = torch.randn(3, 10, 4, generator=torch.Generator().manual_seed(0))
+    mean = (a + b) / 2
+    expected = ((a - mean).square() + (b - mean).square() + (local - mean).square()).mean() / 3
+    torch.testing.assert_close(agreement(torch.stack((a, b, local)), 2), expected)
+    torch.testing.assert_close(agreement(torch.stack((a, b)), 2), torch.stack((a, b)).var(dim=0, unbiased=False).mean())
+    torch.testing.assert_close(agreement(torch.stack((a, local)), 1), (a - local).square().mean() / 2)
+    out = output(torch.stack((a, b, local)))  # two global ones
+    terms = Objective(Loss(type="sigreg"), 2, TAPS)(out, 0).terms
+    torch.testing.assert_close(terms["sigreg/invariance"], expected)
+
+
+def test_what_a_loss_asks_of_the_model() -> None:
+    asked = {kind: Loss(type=kind).has_image_level for kind in ("mse", "smoothl1", "combined", "sigreg")}
+    assert asked == {"mse": False, "smoothl1": False, "combined": True, "sigreg": True}
+    assert Loss().predicts
+    assert Loss(hierarchy_weights=(0.0, 0.1)).predicts
+    assert not Loss(hierarchy_weights=(0.0, 0.0)).predicts
+
+
+def test_a_level_of_weight_zero_is_told_and_not_counted() -> None:
+    out = output()
+    losses = Objective(Loss(hierarchy_weights=(0.0, 2.0)), 2, TAPS)(out, 0)
+    torch.testing.assert_close(losses.total, 2 * F.smooth_l1_loss(out.predictions[1], out.targets[1]))
+    assert losses.terms["level0"] > 0
 
 
 def test_variance_and_covariance_against_their_formulas() -> None:
@@ -99,8 +126,9 @@ class TestGaussianity:
         # E = integral of (1 - e^{-t^2}) e^{-t^2/2} dt.
         expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
         g = torch.Generator().manual_seed(0)
+        few = SIGReg(num_slices=64, num_knots=101, t_max=8.0)
         for batch in (64, 1024):
-            values = [self.statistic(torch.randn(batch, 16, generator=g)) for _ in range(40)]
+            values = [self.statistic(torch.randn(batch, 16, generator=g), few) for _ in range(40)]
             assert sum(values) / 40 == pytest.approx(expected, rel=0.1)
 
     def test_shift_scale_and_rank_one_are_worse_than_normal(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from layouts import write_cifar, write_stl10
+from PIL import Image
 
 from hjepa.config import load_config
 from hjepa.train import train
@@ -13,36 +14,65 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
+PROMISED = {
+    "quickstart", "cifar10", "overnight_safe", "overnight_training_conservative", "imagenette", "folder", "imagenet1k",
+    "fpn", "multicrop", "sigreg", "cpu",
+}  # fmt: skip
+
+
+def write_photos(root: Path) -> Path:
+    """Two class folders in train/ and val/, of JPEG files of varying size."""
+    for part, count in (("train", 6), ("val", 3)):
+        for label in ("n01440764", "n02102040"):
+            place = root / part / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                Image.effect_noise((170 + 3 * i, 160), 60).convert("RGB").save(place / f"{part}{label}{i}.JPEG")
+    return root
+
+
 def test_the_recipes_that_were_promised_are_there() -> None:
-    assert {"quickstart.yaml", "cifar10.yaml", "overnight_safe.yaml", "overnight_training_conservative.yaml"} <= set(
-        NAMES
-    )
+    assert {f"{name}.yaml" for name in PROMISED} == set(NAMES)
+    assert len(NAMES) <= 12
 
 
-@pytest.mark.parametrize("name", NAMES)
+# A ViT-B takes 40 s for its two steps.
+SLOW = ("imagenet1k.yaml",)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES])
 def test_recipe_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_cifar(tmp_path / "data", "cifar10", monkeypatch)
     write_stl10(tmp_path / "data")
-    settings = [f"data.data_path={tmp_path / 'data'}", "data.download=false", "device=cpu", "data.batch_size=4"]
-    settings += ["data.num_workers=0", "training.max_steps=2", "evaluation.max_train=16", "evaluation.max_test=8"]
+    config = load_config(CONFIGS / name)
+    settings = [f"data.data_path={tmp_path / 'data'}", "data.download=false", "device=cpu", "data.num_workers=0"]
+    settings += ["training.max_steps=2", "evaluation.max_train=16", "evaluation.max_test=8"]
+    settings.append(f"data.{'global_' if config.data.batch_size == 'auto' else ''}batch_size=4")
+    if config.data.datasets[0].path is not None:
+        settings.append(f"data.datasets.0.path={write_photos(tmp_path / 'photos')}")
     if name == "quickstart.yaml":
         settings.append("data.datasets=[{name: shapes, length: 16}]")
     results = train(load_config(CONFIGS / name, [*settings, f"experiment.output_dir={tmp_path / 'run'}"]))
-    assert {"eval/knn", "eval/knn_pixels", "eval/linear_random"} <= results.keys()
-    out = capsys.readouterr().out
-    assert "Model created: HJEPA with" in out
+    found = capsys.readouterr()
+    assert "Model created: HJEPA with" in found.out
+    assert found.err == ""
+    if name == "folder.yaml":
+        assert results == {}
+        assert "folder: 18 images" in found.out
+    else:
+        assert {"eval/knn", "eval/knn_pixels", "eval/linear_random"} <= results.keys()
     if name.startswith("overnight"):
-        assert "CIFAR-10: 20 images" in out
-        assert "STL-10: " in out
+        assert "CIFAR-10: 20 images" in found.out
+        assert "STL-10: " in found.out
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_header_states_command_time_and_expected_result(name: str) -> None:
     header = re.match(r"(#.*\n)+", (CONFIGS / name).read_text())
     assert header is not None
-    assert f"hjepa train configs/{name}" in header[0]
+    assert f"train configs/{name}" in header[0]
     for word in ("time", "expect"):
         assert re.search(rf"^# +{word} +\S", header[0], re.MULTILINE), word
     assert "@" not in header[0]

@@ -1,7 +1,9 @@
 """Runs through the public surface: what is written, and that stopping and going on changes nothing."""
 
 import json
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,12 @@ from safetensors.torch import load_file
 
 from hjepa import checkpoint
 from hjepa.config import Config, load_config
+from hjepa.config.schema import Logging
 from hjepa.data.loader import Batch
 from hjepa.errors import ConfigError, DataError, FolderInUseError, NonFiniteError, StorageError
 from hjepa.evaluate import evaluate_run
+from hjepa.measure import Measured, measure_run
+from hjepa.run import Run
 from hjepa.runfolder import RunFolder
 from hjepa.train import train
 
@@ -80,8 +85,14 @@ def test_a_run_leaves_what_it_promises(
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "extra",
-    [("model.drop_path_rate=0.2", "loss.type=sigreg"), ("training.accumulation_steps=2", "loss.type=combined")],
-    ids=["sigreg", "combined"],
+    [
+        ("model.drop_path_rate=0.2", "loss.type=sigreg"),
+        ("training.accumulation_steps=2", "loss.type=combined"),
+        ("model.drop_path_rate=0.2", "model.use_target_encoder=false", "loss.type=sigreg"),
+        ("loss.hierarchy_weights=[0,0]", "masking.num_masks=0", "loss.type=sigreg", "data.num_views=2"),
+        ("loss.type=sigreg", "data.multicrop.num_local_crops=2", "data.augmentation.solarization=0.3"),
+    ],
+    ids=["sigreg", "combined", "no target encoder", "image level alone", "local crops"],
 )
 def test_twenty_steps_are_ten_and_ten(
     configure: Configure, tmp_path: Path, workers: int, extra: tuple[str, ...]
@@ -152,7 +163,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_none_left_is_an_error(
 
 
 def test_two_runs_do_not_share_a_folder(configure: Configure, tmp_path: Path) -> None:
-    holder = RunFolder(tmp_path / "run", use_tensorboard=False)
+    holder = RunFolder(tmp_path / "run", "holder", Logging(use_tensorboard=False))
     with pytest.raises(FolderInUseError) as refused:
         train(configure("training.max_steps=1"))
     assert refused.value.exit_code == 75
@@ -236,6 +247,175 @@ def test_a_folder_of_images_needs_no_labels(
     assert "k-NN skipped: no source has labels" in out
     with pytest.raises(DataError, match="k-NN skipped"):
         evaluate_run(tmp_path / "run", [])
+
+
+def test_without_a_target_encoder_nothing_of_it_is_saved_logged_or_probed(
+    configure: Configure, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = train(configure("model.use_target_encoder=false", "training.max_steps=3"))
+    assert not any("target" in name for name in weights(tmp_path / "run"))
+    assert not any("momentum" in line for line in records(tmp_path / "run"))
+    assert {"eval/knn", "eval/knn_pixels", "eval/knn_random", "eval/linear"} <= results.keys()
+    assert not any(name.endswith("_online") for name in results)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "without averaging" in line)
+    assert "%" not in row
+    assert evaluate_run(tmp_path / "run", []) == results
+
+
+def test_the_image_level_alone_trains_without_a_predictor(configure: Configure, tmp_path: Path) -> None:
+    alone = ("loss.hierarchy_weights=[0,0]", "masking.num_masks=0", "loss.type=sigreg", "data.num_views=2")
+    results = train(configure(*alone, "training.max_steps=24"))
+    lines = [line for line in records(tmp_path / "run") if "loss" in line]
+    assert {name for name in lines[0] if name.startswith("loss/")} == {"loss/sigreg/invariance", "loss/sigreg/sigreg"}
+    assert sum(line["loss"] for line in lines[-4:]) < sum(line["loss"] for line in lines[:4])
+    assert all(line[key] is not None for line in lines for key in ("std/level0", "std/level1", "rankme"))
+    assert not any(name.startswith("predictor") for name in weights(tmp_path / "run"))
+    assert {"eval/knn", "eval/knn_online", "eval/knn_level1"} <= results.keys()
+
+
+# Time
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, seconds_per_step: float) -> None:
+    """Let the machine be measured in a tenth of a second and take so long for a step."""
+
+    def quick(run: Run) -> Measured:
+        return replace(measure_run(run, 0.1), seconds_per_step=seconds_per_step)
+
+    monkeypatch.setattr("hjepa.train.measure_run", quick)
+
+
+def test_a_run_ends_within_its_time_with_its_schedule_at_its_end(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def with_room(run: Run) -> Measured:
+        found = measure_run(run, 1.0)
+        # Tests run side by side: the machine may be half as fast a moment later.
+        return replace(found, seconds_per_step=2 * found.seconds_per_step)
+
+    monkeypatch.setattr("hjepa.train.measure_run", with_room)
+    started = time.monotonic()
+    train(
+        configure("training.epochs=null", "training.max_time=12s", "evaluation.max_train=16", "evaluation.max_test=8")
+    )
+    assert 3 < time.monotonic() - started < 12.5
+    steps = [line for line in records(tmp_path / "run") if "loss" in line]
+    saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")[0]
+    assert saved is not None
+    assert saved.step == steps[-1]["step"] == saved.trainer["progress"]["total"]
+    assert steps[-1]["lr"] == pytest.approx(1e-6)
+    assert max(line["lr"] for line in steps) == pytest.approx(5e-4, rel=0.01)
+    assert saved.trainer["progress"]["seconds"] < 12
+    out = capsys.readouterr()
+    assert f"Planned: {saved.step} steps (" in out.out
+    assert ", within 12s" in out.out
+    assert "used up" not in out.err
+
+
+def test_measuring_leaves_no_trace_where_the_time_is_enough(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(monkeypatch, 0.1)
+    extra = ("training.epochs=1", "evaluation.eval_frequency=0", "model.drop_path_rate=0.2")
+    train(configure(*extra, folder="plain"))
+    train(configure(*extra, "training.max_time=1h", folder="timed"))
+    assert_equal(weights(tmp_path / "plain"), weights(tmp_path / "timed"))
+    plain, timed = (checkpoint.load_newest(tmp_path / name / "checkpoints")[0] for name in ("plain", "timed"))
+    assert plain is not None
+    assert timed is not None
+    for a, b in zip(*(saved.trainer["optimizer"]["state"].values() for saved in (plain, timed)), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert {p.name for p in (tmp_path / "timed").iterdir()} == {p.name for p in (tmp_path / "plain").iterdir()}
+    assert "training.epochs=null takes them" in capsys.readouterr().out
+
+
+def test_epochs_that_would_take_longer_are_fewer_steps(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(monkeypatch, 100)
+    extra = ("evaluation.eval_frequency=0", "training.warmup_epochs=1", "model.ema.momentum=0.5")
+    train(configure(*extra, "training.max_time=20m"))  # 0.97 * 1200 s: 11 steps of 32
+    lines = records(tmp_path / "run")
+    assert len(lines) == 11
+    assert lines[-1]["lr"] == pytest.approx(1e-6)
+    warmup = 8 * 11 / 32
+    assert [line["lr"] for line in lines[:3]] == pytest.approx([5e-4 * (i + 1) / (warmup + 1) for i in range(3)])
+    assert lines[0]["momentum"] == 0.5
+    assert lines[-1]["momentum"] == pytest.approx(0.9)
+    out = capsys.readouterr().out
+    assert "Planned: 11 steps (1.4 epochs) at 100 s" in out
+    assert "All of training.epochs=4 would take 0.89h" in out
+
+
+def test_a_continued_run_keeps_the_number_of_steps_that_was_planned(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    extra = ("training.epochs=null", "training.max_time=30m", "evaluation.eval_frequency=0")
+    measured(monkeypatch, 100)
+    train(configure(*extra, folder="whole"))
+    train(configure(*extra, "training.max_steps=7", folder="parts"))
+    assert checkpoint.find(tmp_path / "parts" / "checkpoints")[0].name == "step-00000007"
+    measured(monkeypatch, 1)
+    capsys.readouterr()
+    train(configure(*extra, folder="parts"), resume=True)
+    assert "Planned" not in capsys.readouterr().out
+    assert_equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    for folder in ("whole", "parts"):
+        saved = checkpoint.load_newest(tmp_path / folder / "checkpoints")[0]
+        assert saved is not None
+        assert saved.step == saved.trainer["progress"]["total"] == 17  # 0.97 * 1800 s
+        assert records(tmp_path / folder)[-1]["lr"] == pytest.approx(1e-6)
+
+
+def test_time_that_is_used_up_ends_the_run_with_a_word_and_a_checkpoint(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(monkeypatch, 1e-4)
+    extra = ("training.epochs=null", "evaluation.eval_frequency=0")
+    train(configure(*extra, "training.max_time=2s"))
+    saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")[0]
+    assert saved is not None
+    assert 0 < saved.step < saved.trainer["progress"]["total"]
+    assert 2 < saved.trainer["progress"]["seconds"] < 3
+    assert records(tmp_path / "run")[-1]["step"] == saved.step
+    found = capsys.readouterr()
+    assert f"training.max_time=2s is used up after step {saved.step} of " in found.err
+    assert f"Run: {tmp_path / 'run'}" in found.out
+    # The time of all processes counts: what is continued is still over it, and with more of it goes on.
+    train(configure(*extra, "training.max_time=2s"), resume=True)
+    assert "is used up" in capsys.readouterr().err
+    assert len(records(tmp_path / "run")) == saved.step + 1
+    train(configure(*extra, "training.max_time=1h", f"training.max_steps={saved.step + 3}"), resume=True)
+    assert "is used up" not in capsys.readouterr().err
+    assert len(records(tmp_path / "run")) == saved.step + 3
+
+
+# A batch as large as fits
+
+
+def test_an_automatic_batch_is_written_down_as_numbers_and_trains_as_they_do(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hjepa.memory.largest_batch", lambda *args: 5)  # 4 is the largest that divides 16
+    extra = ("evaluation.eval_frequency=0", "loss.type=combined")
+    auto = ("data.batch_size=auto", "data.global_batch_size=16")
+    train(configure(*extra, *auto, "training.max_steps=5", folder="auto"))
+    assert "Batch: 16 images a step, computed in 4 part(s)" in capsys.readouterr().out
+    written = load_config(tmp_path / "auto" / "config.yaml")
+    assert (written.data.batch_size, written.training.accumulation_steps) == (16, 4)
+    assert written.data.global_batch_size is None
+    numbers = ("data.batch_size=16", "training.accumulation_steps=4")
+    train(configure(*extra, *numbers, "training.max_steps=5", folder="numbers"))
+    assert_equal(weights(tmp_path / "auto"), weights(tmp_path / "numbers"))
+
+    # The numbers stay, whatever the machine says now; the folder's own config continues the run as well.
+    monkeypatch.setattr("hjepa.memory.largest_batch", lambda *args: 16)
+    train(configure(*extra, *auto, "training.max_steps=7", folder="auto"), resume=True)
+    written = load_config(tmp_path / "auto" / "config.yaml", ("training.max_steps=9",))
+    assert (written.data.batch_size, written.training.accumulation_steps) == (16, 4)
+    train(written, resume=True)
+    train(configure(*extra, *numbers, "training.max_steps=9", folder="numbers"), resume=True)
+    assert_equal(weights(tmp_path / "auto"), weights(tmp_path / "numbers"))
 
 
 def test_evaluating_a_run_again_gives_its_figures(configure: Configure, tmp_path: Path) -> None:

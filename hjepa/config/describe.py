@@ -2,61 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+from pydantic_core import to_jsonable_python
 
-from hjepa.config.load import section_of
 from hjepa.config.schema import Config
+from hjepa.config.walk import leaves
 from hjepa.errors import ConfigError
+
+PAGE_HEAD = """# Configuration
+
+Every setting: what it takes, its default and its meaning. Written from the schema (`python -m hjepa.config.describe
+> docs/configuration.md`); a test holds it current. `hjepa train --help-config [section]` prints the same.
+
+A config is a YAML file with these keys as nested sections; `key=value` on the command line goes before the file. A key
+that is not here is refused, and so are two settings that do not go together. A setting that has no say because another
+one is off is named when the run starts. `-` stands for "not given".
+"""
 
 
 class Setting(NamedTuple):
-    """One leaf of the schema."""
+    """One leaf of the schema, as text."""
 
     key: str
+    takes: str
     default: str
     meaning: str
 
 
-def settings(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[Setting]:
-    """Every setting, in the order of the schema."""
-    for name, field in model.model_fields.items():
-        inner, mark = section_of(field.annotation)
-        if inner is not None:
-            yield from settings(inner, f"{prefix}{name}{mark}.")
-        else:
-            yield Setting(f"{prefix}{name}", _text(field.default), field.description or "")
-
-
-def settings_table(sections: Sequence[str] = ()) -> str:
-    """Keys, defaults and meanings, one a line, of the sections named (all when none is).
+def settings(sections: Sequence[str] = ()) -> list[Setting]:
+    """The settings of the sections named (all when none is), in the order of the schema.
 
     Raises:
         ConfigError: for a section that does not exist.
     """
-    rows = list(settings())
+    rows = []
+    for leaf in leaves():
+        schema = leaf.section.model_json_schema()["properties"][leaf.key.rpartition(".")[2]]
+        default = "(required)" if leaf.required else _text(leaf.default)
+        rows.append(Setting(leaf.key, takes(schema), default, leaf.field.description or ""))
     for section in sections:
-        if not any(row.key == section or row.key.startswith((f"{section}.", f"{section}[]")) for row in rows):
-            names = ", ".join(Config.model_fields)
-            raise ConfigError(f"{section!r}: no such section; there are {names}")
-    chosen = [
-        row
-        for row in rows
-        if not sections or any(row.key == s or row.key.startswith((f"{s}.", f"{s}[]")) for s in sections)
-    ]
-    key_width = max(len(row.key) for row in chosen)
-    default_width = max(len(row.default) for row in chosen)
-    return "\n".join(f"{row.key:{key_width}}  {row.default:{default_width}}  {row.meaning}" for row in chosen)
+        if not any(_within(row.key, section) for row in rows):
+            raise ConfigError(f"{section!r}: no such section; there are {', '.join(Config.model_fields)}")
+    return [row for row in rows if not sections or any(_within(row.key, section) for section in sections)]
+
+
+def settings_table(sections: Sequence[str] = ()) -> str:
+    """Keys, what they take, defaults and meanings: for each setting a line and, below it, its meaning."""
+    return "\n".join(f"{row.key}  ({row.takes}; {row.default})\n    {row.meaning}" for row in settings(sections))
+
+
+def settings_page() -> str:
+    """The page `docs/configuration.md`."""
+    parts = [PAGE_HEAD.rstrip()]
+    section = None
+    for row in settings():
+        if (here := row.key.partition(".")[0]) != section:
+            section = here
+            meaning = (Config.model_fields[here].annotation.__doc__ or "") if "." in row.key else ""
+            parts.append(f"\n## {here}\n")
+            parts += [f"{meaning.strip().splitlines()[0]}\n"] if meaning else []
+            parts.append("| key | takes | default | meaning |\n| --- | --- | --- | --- |")
+        cells = (f"`{row.key}`", row.takes, f"`{row.default}`", row.meaning)
+        parts.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(parts) + "\n"
+
+
+def takes(schema: dict[str, Any]) -> str:
+    """What a value may be, in words, from its JSON schema."""
+    if "takes" in schema:
+        return str(schema["takes"])
+    if "anyOf" in schema:
+        return " or ".join("null" if part.get("type") == "null" else takes(part) for part in schema["anyOf"])
+    if "enum" in schema:
+        return ", ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if schema["type"] == "array":
+        inner = schema.get("prefixItems")
+        return f"{len(inner)} of ({takes(inner[0])})" if inner else f"list of ({takes(schema['items'])})"
+    if "pattern" in schema:
+        return f"text that matches {schema['pattern']}"
+    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
+    words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {_number(schema[key])}" for key, sign in words.items() if key in schema]
+    return " ".join([names[schema["type"]], *limits])
+
+
+def _within(key: str, section: str) -> bool:
+    return key == section or key.startswith((f"{section}.", f"{section}[]"))
+
+
+def _number(value: float) -> str:
+    return "2^63" if value == 2**63 else f"{value:g}"
 
 
 def _text(default: Any) -> str:
-    if default is PydanticUndefined:
-        return "(required)"
     if default is None:
         return "-"
+    if isinstance(default, tuple) and default and not isinstance(default[0], float | int | str):
+        return json.dumps(to_jsonable_python(default))
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, float):
@@ -64,3 +111,7 @@ def _text(default: Any) -> str:
     if isinstance(default, tuple):
         return "[" + ", ".join(_text(item) for item in default) + "]"
     return str(default)
+
+
+if __name__ == "__main__":
+    print(settings_page(), end="")

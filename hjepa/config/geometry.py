@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from hjepa.config.types import Conflict
 
 if TYPE_CHECKING:
     from hjepa.config.schema import Config
@@ -19,10 +22,28 @@ class EncoderShape:
     num_heads: int
     patch_size: int
 
-    def nearest_heads(self) -> int:
-        """The divisor of the width that is nearest to the number of heads asked for."""
-        divisors = (n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0)
-        return min(divisors, key=lambda n: abs(n - self.num_heads))
+    def fitting(self, rotary: bool) -> str:
+        """The setting nearest to this shape with which heads divide the width, as an override.
+
+        Args:
+            rotary: whether the width of a head has to be a multiple of 4.
+        """
+        unit = 4 if rotary else 1
+        heads = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % (n * unit) == 0]
+        if heads:
+            return f"num_heads={min(heads, key=lambda n: abs(n - self.num_heads))}"
+        # Half of it, the predictor's width, has to be a multiple of 4.
+        step = math.lcm(self.num_heads * unit, 8)
+        return f"embed_dim={max(1, round(self.embed_dim / step)) * step}"
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`."""
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
+
+
+OWN_SHAPE = "vit"
+"""The encoder type whose shape is given in full by the config."""
 
 
 # timm's names. Written out, so that a config can be checked without importing timm (seconds); a test holds the
@@ -49,7 +70,13 @@ def encoder_shape(
     depth: int | None = None,
     num_heads: int | None = None,
 ) -> EncoderShape:
-    """The encoder's shape: what the name says, less what is overridden."""
+    """The encoder's shape: what the name says, less what is overridden; all of it is given for `vit`."""
+    if encoder_type == OWN_SHAPE:
+        assert embed_dim
+        assert depth
+        assert num_heads
+        assert patch_size
+        return EncoderShape(embed_dim, depth, num_heads, patch_size)
     named = ENCODERS[encoder_type]
     return EncoderShape(
         embed_dim or named.embed_dim,
@@ -113,9 +140,10 @@ def nearest_masking(
         _, h, w = min(blocks)
         area, aspect = h * w / (height * width), h / w
         # Rounded outwards, so that what is offered is accepted.
+        unit = 1000 if area > 0.01 else 10**7
         scale = (
-            min(mask_scale[0], math.floor(area * 1000) / 1000),
-            max(mask_scale[1], math.ceil(area * 1000) / 1000),
+            min(mask_scale[0], math.floor(area * unit) / unit),
+            max(mask_scale[1], math.ceil(area * unit) / unit),
         )
         ratio = (
             min(aspect_ratio[0], math.floor(aspect * 100) / 100),
@@ -132,52 +160,106 @@ def nearest_masking(
     return "a smaller patch, a larger image, or fewer levels (model.num_hierarchies)"
 
 
-def cross_checks(config: Config) -> None:
-    """Refuse settings that are each fine and do not go together; all of them in one error.
-
-    Raises:
-        ValueError: one line per conflict, each with a value that would be accepted.
-    """
-    model, data, masking, training = config.model, config.data, config.masking, config.training
+def cross_checks(config: Config) -> Iterator[Conflict]:
+    """Settings of different sections that are each fine and do not go together."""
+    model, data, masking, training, loss = config.model, config.data, config.masking, config.training, config.loss
     shape = model.shape
-    wrong = []
+    yield from _grid_checks(config)
 
-    if data.image_size % shape.patch_size:
-        below = data.image_size // shape.patch_size * shape.patch_size
-        near = [str(size) for size in (below, below + shape.patch_size) if size]
-        wrong.append(
-            f"data.image_size: {data.image_size} is not a multiple of the patch size {shape.patch_size}; "
-            f"use {' or '.join(near)}"
+    weights = loss.hierarchy_weights
+    if weights is not None and len(weights) != model.num_hierarchies:
+        yield Conflict(
+            ("loss.hierarchy_weights", "model.num_hierarchies"),
+            f"{len(weights)} weights for {model.num_hierarchies} level(s) (model.num_hierarchies); "
+            f"give {model.num_hierarchies}",
         )
-    else:
-        side = data.image_size // shape.patch_size
+    if not loss.predicts and not loss.has_image_level:
+        yield Conflict(
+            ("loss.hierarchy_weights", "loss.type"),
+            f"without prediction, loss.type={loss.type} has nothing to learn from; set loss.type=sigreg",
+        )
+    if loss.predicts and not masking.num_masks:
+        yield Conflict(
+            ("masking.num_masks", "loss.hierarchy_weights"),
+            "0 hides nothing that could be predicted; use 1 or more, or set loss.hierarchy_weights to zeros",
+        )
+    crops = data.multicrop.num_local_crops
+    if crops and not loss.has_image_level:
+        yield Conflict(
+            ("data.multicrop.num_local_crops", "loss.type"),
+            f"nothing compares views under loss.type={loss.type}; set loss.type=sigreg, or 0 local crops",
+        )
+    size = data.local_size(shape.patch_size)
+    if crops and size > data.image_size:
+        yield Conflict(
+            ("data.multicrop.local_crop_size", "data.image_size"),
+            f"{size} is more than the {data.image_size} of a whole view; use at most that",
+        )
+    elif crops and size % shape.patch_size:
+        yield Conflict(
+            ("data.multicrop.local_crop_size", "model.patch_size"),
+            f"{size} is not a multiple of the patch size {shape.patch_size}; use {_multiples(size, shape.patch_size)}",
+        )
+    if not loss.predicts and data.num_views + crops < 2:
+        yield Conflict(
+            ("data.num_views", "loss.hierarchy_weights"), "without prediction there must be two views to compare; use 2"
+        )
+    if data.batch_size == "auto" and training.accumulation_steps != 1:
+        yield Conflict(
+            ("training.accumulation_steps", "data.batch_size"),
+            "data.batch_size: auto chooses the number of parts itself; leave it out",
+        )
+    elif data.batch_size != "auto" and data.batch_size % training.accumulation_steps:
+        least = 2 if loss.has_image_level else 1
+        above = max(math.ceil(data.batch_size / training.accumulation_steps), least) * training.accumulation_steps
+        yield Conflict(
+            ("data.batch_size", "training.accumulation_steps"),
+            f"{data.batch_size} does not divide into training.accumulation_steps {training.accumulation_steps}; "
+            f"use {above}",
+        )
+    elif loss.has_image_level and data.batch_size != "auto" and data.batch_size // training.accumulation_steps < 2:
+        yield Conflict(
+            ("data.batch_size", "loss.type"),
+            f"loss.type={loss.type} compares the images of a batch with each other and needs at least 2 at a time; "
+            f"use {2 * training.accumulation_steps}",
+        )
+
+
+def _grid_checks(config: Config) -> Iterator[Conflict]:
+    """Image size, patches and blocks."""
+    model, data, masking = config.model, config.data, config.masking
+    patch = model.shape.patch_size
+    if data.image_size % patch:
+        yield Conflict(
+            ("data.image_size", "model.patch_size", "model.encoder_type"),
+            f"{data.image_size} is not a multiple of the patch size {patch}; use {_multiples(data.image_size, patch)}",
+        )
+    elif masking.num_masks:
+        side = data.image_size // patch
         min_side = 2 ** (model.num_hierarchies - 1)
         settings = (side, side, masking.num_masks, masking.mask_scale, masking.aspect_ratio, min_side)
         if not feasible_blocks(*settings):
-            wrong.append(
-                f"masking: no block satisfies these settings on a {side} x {side} grid with "
-                f"{model.num_hierarchies} level(s) (a block must hold a cell of {min_side} x {min_side}, and "
-                f"{masking.num_masks} must leave something to see); nearest: {nearest_masking(*settings)}"
+            keys = ("mask_scale", "num_masks", "aspect_ratio")
+            yield Conflict(
+                (*(f"masking.{key}" for key in keys), "data.image_size", "model.patch_size", "model.num_hierarchies"),
+                f"no block satisfies the masking settings on a {side} x {side} grid with {model.num_hierarchies} "
+                f"level(s) (a block must hold a cell of {min_side} x {min_side}, and {masking.num_masks} must leave "
+                f"something to see); nearest: {nearest_masking(*settings)}",
             )
 
-    weights = config.loss.hierarchy_weights
-    if weights is not None and len(weights) != model.num_hierarchies:
-        wrong.append(
-            f"loss.hierarchy_weights: {len(weights)} weights for {model.num_hierarchies} level(s) "
-            f"(model.num_hierarchies); give {model.num_hierarchies}"
-        )
-    if training.warmup_epochs is not None and training.warmup_epochs >= training.epochs:
-        wrong.append(
-            f"training.warmup_epochs: {training.warmup_epochs:g} leaves nothing of {training.epochs} epochs; "
-            f"at most {training.epochs - 1}"
-        )
-    if training.min_lr > training.lr:
-        wrong.append(f"training.min_lr: {training.min_lr:g} is above training.lr {training.lr:g}")
-    if data.batch_size % training.accumulation_steps:
-        above = math.ceil(data.batch_size / training.accumulation_steps) * training.accumulation_steps
-        wrong.append(
-            f"data.batch_size: {data.batch_size} does not divide into training.accumulation_steps "
-            f"{training.accumulation_steps}; use {above}"
-        )
-    if wrong:
-        raise ValueError("\n".join(wrong))
+
+def _multiples(value: int, unit: int) -> str:
+    below = value // unit * unit
+    return " or ".join(str(size) for size in (below, below + unit) if size)
+
+
+def process_checks(config: Config, num_processes: int) -> str | None:
+    """What is wrong between the config and the number of processes that run it, if anything."""
+    shares = config.training.accumulation_steps * num_processes
+    if config.data.batch_size == "auto" or config.data.batch_size % shares == 0:
+        return None
+    return (
+        f"data.batch_size: {config.data.batch_size} does not divide into {num_processes} process(es) x "
+        f"training.accumulation_steps={config.training.accumulation_steps}; "
+        f"use {-(-config.data.batch_size // shares) * shares}"
+    )

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from hjepa.config.schema import Config, folder_section
+from hjepa.config.data import folder_section
+from hjepa.config.legacy import RENAMED
+from hjepa.config.schema import Config
+from hjepa.config.types import Conflict
+from hjepa.config.walk import leaves
 from hjepa.errors import ConfigError
 
 MAX_BYTES = 1_000_000
@@ -41,16 +48,20 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     raw: dict[str, Any] = {}
     lines: Lines = {}
+    problems: list[str] = []
     where = "command line"
     if path is not None:
         where = str(path)
-        raw, lines = _read(Path(path))
+        raw, lines, problems = read_yaml(Path(path))
     for text in overrides:
         _apply(raw, lines, text)
     try:
-        return Config.model_validate(raw)
+        config = Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error, where, lines, overrides))) from None
+        problems += explain(raw, error, where, lines, overrides)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -58,27 +69,8 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
 
 
-def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted names of every setting; a list of sections appears as `data.datasets[]`."""
-    for name, field in model.model_fields.items():
-        inner, mark = section_of(field.annotation)
-        if inner is None:
-            yield f"{prefix}{name}"
-        else:
-            yield from leaves(inner, f"{prefix}{name}{mark}.")
-
-
-def section_of(annotation: Any) -> tuple[type[BaseModel] | None, str]:
-    """The section that a field holds, if any, and the mark `[]` when it holds a list of them."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation, ""
-    for argument in getattr(annotation, "__args__", ()):
-        if isinstance(argument, type) and issubclass(argument, BaseModel):
-            return argument, "[]"
-    return None, ""
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Lines]:
+def read_yaml(path: Path) -> tuple[dict[str, Any], Lines, list[str]]:
+    """Content, the line of every key, and what YAML itself would accept in silence."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -96,7 +88,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
             node = loader.get_single_node()
             lines: Lines = {}
             problems = list(_walk(node, (), lines)) if node is not None else []
-            raw = loader.construct_document(node) if node is not None and not problems else {}
+            raw = loader.construct_document(node) if node is not None else {}
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
@@ -104,11 +96,16 @@ def _read(path: Path) -> tuple[dict[str, Any], Lines]:
         raise ConfigError(f"{path}, line {line}: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as YAML ({error})") from None
-    if problems:
-        raise ConfigError("\n".join(f"{path}, {problem}" for problem in problems))
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'data:', got a {type(raw).__name__}")
-    return raw, lines
+    return _plain(raw), lines, [f"{path}, {problem}" for problem in problems]
+
+
+def _plain(value: Any) -> Any:
+    """Without the keys that are no words; they are among the problems already."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items() if isinstance(key, str)}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _walk(node: yaml.Node, key: Key, lines: Lines) -> Iterator[str]:
@@ -168,16 +165,90 @@ def _dotted(key: Key) -> str:
     return text
 
 
-def _explain(error: ValidationError, where: str, lines: Lines, overrides: Sequence[str]) -> Iterator[str]:
-    for item in error.errors(include_url=False):
-        key = tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+def explain(
+    raw: dict[str, Any], error: ValidationError, where: str, lines: Lines, overrides: Sequence[str]
+) -> Iterator[str]:
+    """One line for every mistake."""
+    items = error.errors(include_url=False)
+    # A list whose entries are all wrong is not also too short.
+    items = [
+        i
+        for i in items
+        if i["type"] != "too_short" or not any(i["loc"] == o["loc"][:-1][: len(i["loc"])] for o in items)
+    ]
+    for item in items:
+        if item["type"] == "conflict":
+            for keys, message in _conflicts(item):
+                yield f"{_place(keys[0], where, lines, overrides)}{message}"
+            continue
+        key = _key(item)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             message = "unknown key" + _suggest(key)
         elif item["type"] not in ("value_error", "missing"):
-            message = f"{message[0].lower()}{message[1:]}, got {item['input']!r}"
-        for line in message.split("\n"):
-            yield f"{_place(key, where, lines, overrides)}{line}"
+            message = f"{message[0].lower()}{message[1:]}, got {_shown(item['input'])}"
+        yield f"{_place(key, where, lines, overrides)}{message}"
+
+    # What pydantic leaves unchecked once a value is wrong: conflicts between the other values.
+    told = {keys for item in items if item["type"] == "conflict" for keys, _ in _conflicts(item)}
+    wrong = [_key(item) for item in items if item["type"] != "conflict"] + [key for keys in told for key in keys]
+    pruned = copy.deepcopy(raw)
+    while wrong:
+        for key in wrong:
+            _remove(pruned, key)
+        try:
+            Config.model_validate(pruned)
+            return
+        except ValidationError as again:
+            items = again.errors()
+        behind = [pair for item in items if item["type"] == "conflict" for pair in _conflicts(item)]
+        new = [(keys, message) for keys, message in behind if keys not in told]
+        for keys, message in new:
+            if not any(_touch(key, other) for key in keys for other in wrong):
+                yield f"{_place(keys[0], where, lines, overrides)}{message}"
+        told |= {keys for keys, _ in new}
+        # An entry of a list that lost its name goes with its list.
+        more = [key for keys, _ in new for key in keys] + [
+            _key(item)[:-2] for item in items if item["type"] == "missing"
+        ]
+        more = [key for key in more if key and key not in wrong]
+        wrong = [*wrong, *more] if more else []
+
+
+def _key(item: ErrorDetails) -> Key:
+    """Where an error is; pydantic's marks for the members of a union are no part of it."""
+    return tuple(part for part in item["loc"] if not (isinstance(part, str) and "[" in part))
+
+
+def _conflicts(item: ErrorDetails) -> Iterator[tuple[tuple[Key, ...], str]]:
+    conflicts: list[Conflict] = item["ctx"]["conflicts"]
+    for conflict in conflicts:
+        yield tuple((*_key(item), *key.split(".")) for key in conflict.keys), conflict.message
+
+
+def _touch(a: Key, b: Key) -> bool:
+    """Whether one of two settings is (a part of) the other."""
+    return a[: len(b)] == b[: len(a)]
+
+
+def _remove(raw: dict[str, Any], key: Key) -> None:
+    """Take a setting out; of a list of plain values the whole list."""
+    here: Any = raw
+    for depth, part in enumerate(key):
+        inner = here[part] if isinstance(here, dict) and part in here else None
+        if depth == len(key) - 1 or not isinstance(inner, dict):
+            is_sections = isinstance(inner, list) and depth + 2 < len(key) and isinstance(inner[0], dict)
+            if is_sections and isinstance(key[depth + 1], int):
+                _remove(inner[key[depth + 1]], key[depth + 2 :])  # type: ignore[index]
+            elif isinstance(here, dict):
+                here.pop(part, None)
+            return
+        here = inner
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _place(key: Key, where: str, lines: Lines, overrides: Sequence[str]) -> str:
@@ -185,14 +256,17 @@ def _place(key: Key, where: str, lines: Lines, overrides: Sequence[str]) -> str:
     number = lines.get(key)
     if number is not None and key:
         return f"{where}: {name} (line {number}): "
-    if name and any(text.partition("=")[0] == name for text in overrides):
+    given = [re.sub(r"\.(\d+)", r"[\1]", text.partition("=")[0]) for text in overrides]
+    if name and any(name == key or name.startswith((f"{key}.", f"{key}[")) for key in given):
         return f"command line: {name}: "
     return f"{where}: {name}: " if name else f"{where}: "
 
 
 def _suggest(key: Key) -> str:
     wanted = _dotted(tuple(part for part in key if isinstance(part, str)))
-    known = [name.replace("[]", "") for name in leaves()]
+    known = [leaf.key.replace("[]", "") for leaf in leaves()]
+    if wanted in RENAMED:
+        return f"; did you mean {RENAMED[wanted]}?"
     sections = sorted({name.rpartition(".")[0] for name in known} - {""})
     close = difflib.get_close_matches(wanted, known + sections, n=1, cutoff=0.75)
     if not close:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hjepa.config.schema import Data
+from hjepa.config.data import Data
 from hjepa.data.mixture import Mixture
 from hjepa.data.source import Source
 from hjepa.data.views import ViewParameters, Views, draw_views
-from hjepa.errors import ConfigError, DataError
+from hjepa.errors import DataError
 from hjepa.masks import BlockMasks, Masks
 from hjepa.rng import Int64
 
@@ -25,12 +25,14 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8 `[B_s, 3, H_s, W_s]` for each source that is in the batch; rows follow one another.
         views: parameters of each view, `[B, ...]`.
+        crops: parameters of each local crop, likewise.
         masks: `[V B, ...]`, view by view.
         positions: `[B]` int64, the samples' positions in the run.
     """
 
     images: tuple[Tensor, ...]
     views: tuple[ViewParameters, ...]
+    crops: tuple[ViewParameters, ...]
     masks: Masks
     positions: Tensor
 
@@ -38,16 +40,24 @@ class Batch(NamedTuple):
         """The same batch on a device, copied without waiting where its memory is pinned."""
         return Batch(
             tuple(images.to(device, non_blocking=True) for images in self.images),
-            tuple(ViewParameters(*(p.to(device, non_blocking=True) for p in view)) for view in self.views),
+            tuple(view.to(device, non_blocking=True) for view in self.views),
+            tuple(crop.to(device, non_blocking=True) for crop in self.crops),
             self.masks.to(device, non_blocking=True),
             self.positions,
         )
 
     def render(self, views: Views) -> Tensor:
         """Draw the views: `[V, B, 3, S, S]` float32, on the batch's device."""
+        return self._draw(self.views, views)
+
+    def render_crops(self, crops: Views) -> Tensor | None:
+        """Draw the local crops: `[C, B, 3, s, s]` float32, or None where there are none."""
+        return self._draw(self.crops, crops) if self.crops else None
+
+    def _draw(self, drawn: tuple[ViewParameters, ...], views: Views) -> Tensor:
         sizes = [len(images) for images in self.images]
         rendered = []
-        for parameters in self.views:
+        for parameters in drawn:
             parts = zip(*(p.split(sizes) for p in parameters), strict=True)
             per_source = [views(images, ViewParameters(*part)) for images, part in zip(self.images, parts, strict=True)]
             rendered.append(torch.cat(per_source))
@@ -77,7 +87,6 @@ class Batches(Dataset[Batch]):
         """Plan the run.
 
         Raises:
-            ConfigError: when the batch does not divide into processes and accumulated parts.
             DataError: when an epoch is smaller than a batch.
         """
         self.config = config
@@ -87,30 +96,27 @@ class Batches(Dataset[Batch]):
         self.parts, self.rank, self.world_size = accumulation_steps, rank, world_size
         weights = [dataset.weight for dataset in config.datasets]
         self.mixture = Mixture([len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed)
+        self.batch_size = config.images_per_step
+        self.local = config.augmentation.model_copy(update={"crop_scale": config.multicrop.local_crop_scale})
         shares = accumulation_steps * world_size
-        if config.batch_size % shares:
-            above = -(-config.batch_size // shares) * shares
-            raise ConfigError(
-                f"data.batch_size: {config.batch_size} does not divide into {world_size} process(es) x "
-                f"training.accumulation_steps={accumulation_steps}; use {above}"
-            )
-        self.steps_per_epoch = self.mixture.epoch_size // config.batch_size
+        assert self.batch_size % shares == 0, "the config's checks come first"
+        self.steps_per_epoch = self.mixture.epoch_size // self.batch_size
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"data.batch_size: {config.batch_size} is more than an epoch's {self.mixture.epoch_size} images; "
+                f"data.batch_size: {self.batch_size} is more than an epoch's {self.mixture.epoch_size} images; "
                 f"use data.batch_size={_largest_fitting(self.mixture.epoch_size, shares)} or a larger data.epoch_size"
             )
 
     def positions(self, number: int) -> Int64:
         """Positions in the run of batch `number` of this process."""
         step, part = divmod(number, self.parts)
-        size = self.config.batch_size // (self.parts * self.world_size)
-        first = step * self.config.batch_size + (part * self.world_size + self.rank) * size
+        size = self.batch_size // (self.parts * self.world_size)
+        first = step * self.batch_size + (part * self.world_size + self.rank) * size
         return np.arange(first, first + size, dtype=np.int64)
 
     def locate(self, positions: Int64) -> tuple[Int64, Int64]:
         """Source and index `[n]` of the samples at these positions of the run."""
-        per_epoch = self.steps_per_epoch * self.config.batch_size
+        per_epoch = self.steps_per_epoch * self.batch_size
         return self.mixture.locate(positions // per_epoch, positions % per_epoch)
 
     def __getitem__(self, number: int) -> Batch:
@@ -126,9 +132,11 @@ class Batches(Dataset[Batch]):
         true_sizes = np.concatenate(sizes)
         names = [f"view{v}" for v in range(self.config.num_views)]
         masks = [self.masks.sample(self.seed, number // self.parts, name, positions) for name in names]
+        crops = [f"crop{c}" for c in range(self.config.multicrop.num_local_crops)]
         return Batch(
             tuple(images),
             tuple(draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names),
+            tuple(draw_views(self.local, self.seed, name, positions, true_sizes) for name in crops),
             Masks(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
             torch.from_numpy(positions),
         )

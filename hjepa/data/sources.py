@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
 
-from hjepa.config.schema import Data, Dataset
+from hjepa.config.data import Data, Dataset
 from hjepa.data.archives import ArraySource, cifar, stl10
 from hjepa.data.files import ClassFolderSource, FolderSource, has_test
 from hjepa.data.shapes import Shapes
@@ -89,33 +90,43 @@ class CachedSource(Source):
     Args:
         source: what is decoded, all of it, at once.
         progress: called with (done, total) images.
+        sample: decode only so many images, spread evenly, and show them in the place of all; for trials.
+
+    Attributes:
+        decoded: how many images lie in memory.
+        seconds_per_image: time that decoding one took.
     """
 
-    def __init__(self, source: Source, progress: Progress | None = None) -> None:
+    def __init__(self, source: Source, progress: Progress | None = None, sample: int | None = None) -> None:
+        self._length = len(source)
+        self.decoded = min(len(source), sample or len(source))
+        stride = len(source) // self.decoded
+        started = time.monotonic()
         self.name = source.name
         self.size = source.size
         self.labels = source.labels
         self.num_classes = source.num_classes
-        self._true_sizes = np.empty((len(source), 2), np.float32)
-        self._images = _shared_memory((len(source), 3, *source.size))
-        for start in range(0, len(source), _CHUNK):
-            indices = np.arange(start, min(start + _CHUNK, len(source)))
-            self._images[start : start + len(indices)] = torch.from_numpy(source.images(indices))
-            self._true_sizes[indices] = source.true_sizes(indices)
+        self._true_sizes = np.empty((self.decoded, 2), np.float32)
+        self._images = _shared_memory((self.decoded, 3, *source.size))
+        for start in range(0, self.decoded, _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, self.decoded))
+            self._images[start : start + len(rows)] = torch.from_numpy(source.images(rows * stride))
+            self._true_sizes[rows] = source.true_sizes(rows * stride)
             if progress is not None:
-                progress(start + len(indices), len(source))
+                progress(start + len(rows), self.decoded)
+        self.seconds_per_image = (time.monotonic() - started) / self.decoded
 
     def __len__(self) -> int:
-        return len(self._images)
+        return self._length
 
     def images(self, indices: Int64) -> UInt8:
         """`[n]` indices -> `[n, 3, height, width]` uint8 RGB."""
-        out: UInt8 = self._images.numpy()[indices]
+        out: UInt8 = self._images.numpy()[indices % self.decoded]
         return out
 
     def true_sizes(self, indices: Int64) -> Float32:
         """`[n]` indices -> `[n, 2]` float32, as the source gave them."""
-        return self._true_sizes[indices]
+        return self._true_sizes[indices % self.decoded]
 
 
 def _shared_memory(shape: tuple[int, ...]) -> torch.Tensor:
@@ -127,7 +138,9 @@ def _shared_memory(shape: tuple[int, ...]) -> torch.Tensor:
     return images
 
 
-def cache(sources: Sequence[Source], limit_gb: float, progress: Progress | None = None) -> list[Source]:
+def cache(
+    sources: Sequence[Source], limit_gb: float, progress: Progress | None = None, sample: int | None = None
+) -> list[Source]:
     """Decode the sources that fit into `limit_gb` (10^9 bytes), smallest first; the order stays.
 
     A source that lies in memory already is left as it is and does not count.
@@ -136,6 +149,7 @@ def cache(sources: Sequence[Source], limit_gb: float, progress: Progress | None 
         sources: what the run reads.
         limit_gb: memory for all decoded sources together.
         progress: called with (done, total) images over all sources that are decoded.
+        sample: decode only so many images of each, see `CachedSource`.
     """
     left = limit_gb * 1e9
     chosen = []
@@ -152,6 +166,6 @@ def cache(sources: Sequence[Source], limit_gb: float, progress: Progress | None 
             if progress is not None:
                 progress(before + part, total)
 
-        out[i] = CachedSource(sources[i], report)
+        out[i] = CachedSource(sources[i], report, sample)
         done += len(sources[i])
     return out

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hjepa import rng
-from hjepa.config.schema import Augmentation
+from hjepa.config.data import Augmentation
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -36,6 +36,7 @@ class ViewParameters(NamedTuple):
             turns; (1, 1, 1, 0) leaves an image alone.
         grayscale: `[n]` bool, colour removed.
         blur_sigma: `[n]` float32, standard deviation of the blur in pixels of the view; 0 for none.
+        solarize: `[n]` bool, what is brighter than the middle is inverted.
     """
 
     box: Tensor
@@ -43,6 +44,7 @@ class ViewParameters(NamedTuple):
     jitter: Tensor
     grayscale: Tensor
     blur_sigma: Tensor
+    solarize: Tensor
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ViewParameters:
         """The same parameters on another device."""
@@ -78,6 +80,7 @@ def draw_views(config: Augmentation, seed: int, stream: str, positions: Int64, t
         jitter=_float(np.where(jittered, jitter, neutral)),
         grayscale=torch.from_numpy(uniform("grayscale", 1)[:, 0] < config.grayscale),
         blur_sigma=_float(np.where(blurred, sigma, 0.0)),
+        solarize=torch.from_numpy(uniform("solarize", 1)[:, 0] < config.solarization),
     )
 
 
@@ -95,11 +98,12 @@ def center_views(true_sizes: Float32) -> ViewParameters:
         jitter=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),
         grayscale=torch.zeros(n, dtype=torch.bool),
         blur_sigma=torch.zeros(n),
+        solarize=torch.zeros(n, dtype=torch.bool),
     )
 
 
 class Views(nn.Module):
-    """Carries the parameters out: crop and resize, flip, jitter, grayscale, blur, normalise.
+    """Carries the parameters out: crop and resize, flip, jitter, grayscale, blur, solarize, normalise.
 
     Each step computes what torchvision's function of that name computes on one float image. Jitter is applied
     in the order brightness, contrast, saturation, hue; torchvision's ColorJitter shuffles them at each call.
@@ -116,6 +120,7 @@ class Views(nn.Module):
         self.image_size = image_size
         self.jitters = max(config.color_jitter, _hue_jitter(config)) > 0 and config.color_jitter_probability > 0
         self.grayscales = config.grayscale > 0
+        self.solarizes = config.solarization > 0
         self.blurs = config.gaussian_blur > 0 and image_size > 1
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
         self.register_buffer("scale", (1 / std).view(3, 1, 1), persistent=False)
@@ -133,6 +138,8 @@ class Views(nn.Module):
                 x = torch.where(_column(parameters.grayscale), luma(x), x)
             if self.blurs:
                 x = gaussian_blur(x, parameters.blur_sigma, self.band)
+            if self.solarizes:
+                x = torch.where(_column(parameters.solarize) & (x >= 0.5), 1 - x, x)
             return torch.addcmul(self.shift, x, self.scale)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hjepa.config.schema import Augmentation, Data, Evaluation
+from hjepa.config.data import Augmentation, Data
+from hjepa.config.schema import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
-from hjepa.evaluation.features import Embed, collect, pixel_features
+from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features
 from hjepa.evaluation.probes import probes
+from hjepa.evaluation.ridge import ROW_BLOCK
 from hjepa.rng import permute
 
 Probe = tuple[Source, Source]
@@ -99,16 +102,7 @@ class Evaluator:
             `knn`, `linear` of the target's "last"; `knn_online`, `linear_online` of the online encoder's;
             `knn_<feature>`, `linear_<feature>` for each other feature of the target.
         """
-
-        def both(images: Tensor) -> dict[str, Tensor]:
-            of_target = target(images)
-            assert "online" not in of_target
-            # Both see each batch, so every image is decoded once.
-            of_online = {"online": online(images)["last"]} if online else {}
-            rest = {name: rows for name, rows in of_target.items() if name != "last"}
-            return {"last": of_target["last"], **of_online, **rest}
-
-        yield from self._probe(both)
+        yield from self._probe(_joined(target, online))
 
     def baselines(self, random: Embed) -> Named:
         """What a probe says without any training; computed at the first call and remembered.
@@ -120,13 +114,57 @@ class Evaluator:
             `knn_pixels`, `linear_pixels` of the raw pixels; `knn_random`, `linear_random` of the random
             encoder's "last".
         """
-
-        def both(images: Tensor) -> dict[str, Tensor]:
-            return {"pixels": pixel_features(images), "random": random(images)["last"]}
-
         if self._baselines is None:
-            self._baselines = list(self._probe(both))
+            self._baselines = list(self._probe(_beside_pixels(random)))
         yield from self._baselines
+
+    @property
+    def has_baselines(self) -> bool:
+        """Whether `baselines` have been computed and are remembered."""
+        return self._baselines is not None
+
+    def timing(self, target: Embed, online: Embed | None, random: Embed, seconds: float = 1.0) -> tuple[float, float]:
+        """Seconds that `evaluate` and the first `baselines` will take, from a few images and one small fit.
+
+        Args:
+            target, online, random: as `evaluate` and `baselines` take them.
+            seconds: for how long each is timed.
+        """
+        first = np.argmax([len(indices) for indices in self._train.indices])
+        source, indices = self._train.sources[first], self._train.indices[first]
+        rate = self._fitting_rate()
+        found = []
+        for embed in (_joined(target, online), _beside_pixels(random)):
+            collect(embed, source, indices[:2], self._views, self._config.batch_size, self._device)
+            took, count = 0.0, 8
+            while took < seconds / 2 and count < len(indices):
+                count = min(2 * count, len(indices))
+                start = time.monotonic()
+                features, _ = collect(
+                    embed, source, indices[:count], self._views, min(self._config.batch_size, count), self._device
+                )
+                took = time.monotonic() - start
+            fits = sum(_work(self.num_train, self.num_test, rows.shape[1]) for rows in features.values())
+            found.append(took / count * (self.num_train + self.num_test) + fits / rate)
+        return found[0], found[1]
+
+    def memory(self) -> int:
+        """Bytes that an evaluation takes beside the encoder: features, and what the largest fit works on."""
+        pixels = 3 * min(self._views.image_size, PIXEL_SIDE) ** 2
+        side = min(pixels, self.num_train)
+        features = 2 * 4 * pixels * (self.num_train + self.num_test)  # and a copy without the mean
+        blocks = 3 * 8 * pixels * min(self.num_train, ROW_BLOCK)
+        return features + (blocks + 4 * 8 * side**2 if self._config.linear else 0)
+
+    def _fitting_rate(self) -> float:
+        """Operations per second of the probes, in the unit of `_work`."""
+        n, m, d = 2048, 256, 384
+        features = torch.randn(n + m, d, generator=torch.Generator().manual_seed(0)).to(self._probe_device)
+        labels = torch.arange(n + m, device=self._probe_device) % 10
+        start = time.monotonic()
+        for _ in probes(self._config, features[:n], labels[:n], features[n:], labels[n:], 10, self._seed):
+            pass
+        return _work(n, m, d) / (time.monotonic() - start)
 
     def _probe(self, embed: Embed) -> Named:
         train, train_labels = self._collect(embed, self._train)
@@ -151,6 +189,32 @@ class Evaluator:
         names = pieces[0][0][0]
         features = {name: torch.cat([found[name] for (found, _), _ in pieces]) for name in names}
         return features, torch.cat([labels + offset for (_, labels), offset in pieces])
+
+
+def _joined(target: Embed, online: Embed | None) -> Embed:
+    """Features of both encoders at once, so that every image is decoded once."""
+
+    def both(images: Tensor) -> dict[str, Tensor]:
+        of_target = target(images)
+        assert "online" not in of_target
+        of_online = {"online": online(images)["last"]} if online else {}
+        rest = {name: rows for name, rows in of_target.items() if name != "last"}
+        return {"last": of_target["last"], **of_online, **rest}
+
+    return both
+
+
+def _beside_pixels(random: Embed) -> Embed:
+    def both(images: Tensor) -> dict[str, Tensor]:
+        return {"pixels": pixel_features(images), "random": random(images)["last"]}
+
+    return both
+
+
+def _work(n: int, m: int, d: int) -> float:
+    """Operations of the probes on `[n, d]` and `[m, d]` features, up to a factor: neighbours, products, spectrum."""
+    side = min(n, d)
+    return n * m * d + 4 * n * d * side + 9 * side**3
 
 
 def _choose(sources: list[Source], class_offsets: list[int], limit: int, seed: int, stream: str) -> _Part:

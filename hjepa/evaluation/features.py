@@ -16,7 +16,7 @@ from hjepa.data.views import Views, center_views
 # Normalised images `[n, 3, S, S]` float32 -> features `[n, d]` by name. Whoever makes it sees to eval mode.
 Embed = Callable[[Tensor], dict[str, Tensor]]
 
-_PIXEL_SIDE = 32
+PIXEL_SIDE = 32
 
 
 def pixel_features(images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def pixel_features(images: Tensor) -> Tensor:
     Returns:
         `[n, 3 * min(S, 32)^2]` float32.
     """
-    side = min(images.shape[-1], _PIXEL_SIDE)
+    side = min(images.shape[-1], PIXEL_SIDE)
     return F.adaptive_avg_pool2d(images, side).flatten(1)
 
 

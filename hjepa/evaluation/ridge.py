@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Rows that are turned into float64 at a time.
-_ROW_BLOCK = 8192
+ROW_BLOCK = 8192
 
 
 class Ridge:
@@ -42,7 +42,7 @@ class Ridge:
             self._lift: Tensor | None = None
             self._system = features.new_zeros(d, d, dtype=torch.float64)
             self._right = features.new_zeros(d, num_classes, dtype=torch.float64)
-            for x, c in zip(_float64(features), torch.split(labels, _ROW_BLOCK), strict=True):
+            for x, c in zip(_float64(features), torch.split(labels, ROW_BLOCK), strict=True):
                 z = self._standardise(x)
                 self._system.addmm_(z.T, z)
                 self._right.addmm_(z.T, F.one_hot(c, num_classes).double())
@@ -77,7 +77,7 @@ class Ridge:
 
 
 def _float64(features: Tensor) -> Iterator[Tensor]:
-    return (block.double() for block in torch.split(features, _ROW_BLOCK))
+    return (block.double() for block in torch.split(features, ROW_BLOCK))
 
 
 def _sum(blocks: Iterator[Tensor]) -> Tensor:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hjepa.config.geometry import EncoderShape, encoder_shape
-from hjepa.config.schema import Model
+from hjepa.config.model import Model
 from hjepa.errors import ConfigError
 from hjepa.grid import Grid
 
@@ -51,6 +52,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.vit = vit
         self.checkpointing = False
+        vit.patch_embed.strict_img_size = False  # type: ignore[union-attr]  # local crops are smaller
         for module in vit.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = use_flash_attention  # type: ignore[assignment]
@@ -59,6 +61,12 @@ class Backbone(nn.Module, ABC):
     def grid(self) -> Grid:
         """The patches of a whole image."""
         return Grid(*self.vit.patch_embed.grid_size)
+
+    def grid_of(self, images: Tensor) -> Grid:
+        """The patches of these images `[B, 3, H, W]`, which may be smaller than a whole view."""
+        height, width = self.vit.patch_embed.patch_size
+        assert images.shape[2] % height == images.shape[3] % width == 0
+        return Grid(images.shape[2] // height, images.shape[3] // width)
 
     @property
     def embed_dim(self) -> int:
@@ -106,11 +114,16 @@ class Backbone(nn.Module, ABC):
 
 
 class ViTBackbone(Backbone):
-    """Learned absolute positions."""
+    """Learned absolute positions, resampled for images of another size."""
 
     def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `Backbone.embed`; positions are added before patches are dropped."""
-        tokens = self.vit.patch_embed(images) + self.vit.pos_embed
+        positions = self.vit.pos_embed
+        size = self.grid_of(images)
+        if size != self.grid:
+            whole = [self.grid.height, self.grid.width]
+            positions = resample_abs_pos_embed(positions, [size.height, size.width], whole, num_prefix_tokens=0)
+        tokens = self.vit.patch_embed(images) + positions
         return (tokens if keep is None else take(tokens, keep)), None
 
     def block(self, index: int, tokens: Tensor, places: Tensor | None) -> Tensor:
@@ -125,7 +138,12 @@ class RotaryBackbone(Backbone):
     def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """See `Backbone.embed`; places are `[N, 2 d]` or, of kept patches, `[B, 1, K, 2 d]` (d: head width)."""
         tokens = self.vit.patch_embed(images)
+        size = self.grid_of(images)
         places = self.vit.rope.get_embed()
+        if size != self.grid:
+            # Rotary places are relative: a crop may lie in any corner of the grid.
+            whole = places.unflatten(0, (self.grid.height, self.grid.width))
+            places = whole[: size.height, : size.width].flatten(0, 1)
         if keep is None:
             return tokens, places
         return take(tokens, keep), places[keep].unsqueeze(1)

@@ -1,4 +1,8 @@
-"""H-JEPA: the context encoder sees part of a view, the predictor says what the target encoder makes of the rest."""
+"""H-JEPA: the context encoder sees part of a view, the predictor says what the target encoder makes of the rest.
+
+Two parts can be left out. Without a target encoder, targets are what the context encoder itself computes, and
+without prediction nothing but views of one image is compared; both together are LeJEPA (arXiv 2511.08544).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hjepa.config.schema import Model, Projector
+from hjepa.config.model import Model, Projector
 from hjepa.distributed import gather_batch
 from hjepa.grid import Grid
 from hjepa.masks import Masks
-from hjepa.model.encoder import ContextEncoder, TargetEncoder, build_encoders, take
+from hjepa.model.encoder import ContextEncoder, Encoded, TargetEncoder, build_encoders, take
 from hjepa.model.predictor import create_predictor
 from hjepa.model.pyramid import level_targets, spread_taps
 
@@ -21,13 +25,15 @@ class Output(NamedTuple):
     """What the objective compares.
 
     Attributes:
-        predictions: for each level `[V B, M, h_l, w_l, T_l, D]`.
+        predictions: for each level `[V B, M, h_l, w_l, T_l, D]`; empty without prediction.
         targets: the same shapes, without gradient.
-        embeddings: `[V, B, K]` projected pooled context tokens of each view, of the whole batch over all processes;
-            None without an image level. With one view, the target encoder's embedding of it (no gradient) is the
-            second, so that there is something to agree with.
-        target_taps: `[V B, N, T, D]` raw outputs of the tapped blocks, for the monitors.
-        target_tokens: `[V B, N, D]` the target encoder's final tokens, likewise.
+        embeddings: `[V + C, B, K]` projected pooled tokens, of the whole batch over all processes: the contexts of
+            the V views, then the C local crops; None without an image level. With one view and no crop, the target
+            encoder's embedding of it (no gradient) is the second, so that there is something to agree with.
+        target_taps: `[V B, N, T, D]` raw outputs of the tapped blocks, without gradient, for the monitors; without
+            prediction, the context's, averaged over its places (N = 1).
+        target_tokens: `[V B, N, D]` the final tokens, likewise.
+        num_global: how many of the embeddings are not of local crops.
     """
 
     predictions: list[Tensor]
@@ -35,65 +41,102 @@ class Output(NamedTuple):
     embeddings: Tensor | None
     target_taps: Tensor
     target_tokens: Tensor
+    num_global: int
 
 
 class HJEPA(nn.Module):
     """Encoder pair, predictor, and (for losses that act on it) a projector of the pooled embedding."""
 
-    def __init__(self, config: Model, grid: Grid, image_level: bool = False) -> None:
+    def __init__(self, config: Model, grid: Grid, image_level: bool = False, predicts: bool = True) -> None:
         """Build from the config's `model` section.
 
         Args:
             config: the section.
             grid: patches of a view.
             image_level: whether the loss compares pooled embeddings of views.
+            predicts: whether the loss compares predictions with targets.
         """
         super().__init__()
         shape = config.shape
         self.grid = grid
         self.num_levels = config.num_hierarchies
         self.taps = tuple(config.target_layers or spread_taps(shape.depth))
-        self.context_encoder: ContextEncoder
-        self.target_encoder: TargetEncoder
-        self.context_encoder, self.target_encoder = build_encoders(config, grid.height * shape.patch_size)
-        self.predictor = create_predictor(config, grid)
+        context, target = build_encoders(config, grid.height * shape.patch_size)
+        self.context_encoder: ContextEncoder = context
+        self.target_encoder: TargetEncoder | None = target if config.use_target_encoder else None
+        self.predictor = create_predictor(config, grid) if predicts else None
         self.projector = projector(config.projector, shape.embed_dim) if image_level else None
 
-    def forward(self, images: Tensor, masks: Masks) -> Output:
+    def forward(self, images: Tensor, masks: Masks, crops: Tensor | None = None) -> Output:
         """Predict hidden targets and embed visible contexts.
 
         Args:
             images: `[V, B, 3, S, S]` normalised views.
             masks: `[V B, ...]`, view by view.
+            crops: `[C, B, 3, s, s]` normalised local crops, if there are any.
         """
         num_views = images.shape[0]
         flat = images.flatten(0, 1)
-        whole = self.target_encoder(flat, taps=self.taps)
-        seen = self.context_encoder(flat, keep=masks.context).tokens
+        if self.predictor is None:
+            context = self.context_encoder(flat, keep=masks.context, taps=self.taps)
+            taps = torch.stack([tap.detach().mean(dim=1, keepdim=True) for tap in context.taps], dim=2)
+            embeddings = self._embeddings(context.tokens, None, crops, num_views)
+            return Output([], [], embeddings, taps, context.tokens.detach(), num_views)
 
+        whole = self._targets(flat)
+        seen = self.context_encoder(flat, keep=masks.context).tokens
         taps = torch.stack(whole.taps, dim=2)  # [V B, N, T, D]
         hidden = take(taps.flatten(2), masks.targets.flatten(1))
         maps = hidden.unflatten(1, masks.targets.shape[1:]).unflatten(-1, taps.shape[2:])
-        embeddings = None
-        if self.projector is not None:
-            pooled = seen.mean(dim=1).unflatten(0, (num_views, -1))
-            if num_views == 1:
-                pooled = torch.cat((pooled, whole.tokens.mean(dim=1).unsqueeze(0)))
-            pooled = gather_batch(pooled, dim=1)
-            # One call per view: batch norm must not mix the statistics of views.
-            embeddings = torch.stack([self.projector(view) for view in pooled])
-            if num_views == 1:
-                embeddings = torch.stack((embeddings[0], embeddings[1].detach()))
-        return Output(self.predictor(seen, masks), level_targets(maps, self.num_levels), embeddings, taps, whole.tokens)
+        return Output(
+            self.predictor(seen, masks),
+            level_targets(maps, self.num_levels),
+            self._embeddings(seen, whole.tokens, crops, num_views),
+            taps,
+            whole.tokens,
+            2 if num_views == 1 and crops is None else num_views,
+        )
+
+    def _targets(self, images: Tensor) -> Encoded:
+        """What is to be predicted: the whole view as the target encoder sees it, or the context encoder itself."""
+        if self.target_encoder is not None:
+            encoded: Encoded = self.target_encoder(images, taps=self.taps)
+            return encoded
+        training = self.context_encoder.training
+        self.context_encoder.eval()
+        with torch.no_grad():
+            encoded = self.context_encoder(images, taps=self.taps)
+        self.context_encoder.train(training)
+        return encoded
+
+    def _embeddings(self, seen: Tensor, whole: Tensor | None, crops: Tensor | None, num_views: int) -> Tensor | None:
+        """Projected means of tokens, see `Output.embeddings`."""
+        if self.projector is None:
+            return None
+        parts = list(seen.mean(dim=1).unflatten(0, (num_views, -1)))
+        if crops is not None:
+            of_crops = self.context_encoder(crops.flatten(0, 1)).tokens.mean(dim=1)
+            parts += of_crops.unflatten(0, crops.shape[:2])
+        alone = len(parts) == 1
+        if alone:
+            assert whole is not None
+            parts.append(whole.mean(dim=1))
+        # One call per view: batch norm must not mix the statistics of views.
+        embeddings = [self.projector(view) for view in gather_batch(torch.stack(parts), dim=1)]
+        if alone:
+            embeddings[1] = embeddings[1].detach()
+        return torch.stack(embeddings)
 
     def update_target(self, momentum: float | Tensor) -> None:
-        """Move the target encoder towards the context encoder; once per optimizer step, after it."""
-        self.target_encoder.update(self.context_encoder, momentum)
+        """Move the target encoder, if there is one, towards the context encoder; once per step, after it."""
+        if self.target_encoder is not None:
+            self.target_encoder.update(self.context_encoder, momentum)
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute blocks of context encoder and predictor in the backward pass; gradients stay the same."""
         self.context_encoder.backbone.checkpointing = enabled
-        self.predictor.checkpointing = enabled
+        if self.predictor is not None:
+            self.predictor.checkpointing = enabled
 
     @torch.no_grad()
     def embed(self, images: Tensor, online: bool = False) -> dict[str, Tensor]:
@@ -101,13 +144,13 @@ class HJEPA(nn.Module):
 
         Args:
             images: `[B, 3, S, S]` normalised.
-            online: use the context encoder in place of its slow average.
+            online: use the context encoder in place of its slow average (it is used anyway where there is none).
 
         Returns:
             `last` `[B, D]`: mean of the final tokens; `tap<k>` `[B, D]`: mean of the layer-normalised output of
             block k; `level<l>` `[B, T_l D]`: mean of the level's targets over the grid.
         """
-        encoder = self.context_encoder if online else self.target_encoder
+        encoder = self.context_encoder if online or self.target_encoder is None else self.target_encoder
         encoded = encoder(images, taps=self.taps)
         taps = torch.stack(encoded.taps, dim=2)  # [B, N, T, D]
         out = {"last": encoded.tokens.mean(dim=1)}

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hjepa.config.schema import Model
+from hjepa.config.model import Model
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import Masks
 from hjepa.model.pyramid import TopDown, spread_taps, taps_of_level

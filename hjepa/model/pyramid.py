@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hjepa.config.schema import FPN
+from hjepa.config.model import FPN
 from hjepa.grid import pool, refine
 
 

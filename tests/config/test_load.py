@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hjepa.config import Config, dump_config, load_config
-from hjepa.config.describe import settings as all_settings
-from hjepa.config.load import leaves
+from hjepa.config.walk import leaves
 from hjepa.errors import ConfigError
 
 
@@ -41,6 +40,210 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path
     assert "datta (line 8): unknown key; did you mean data?" in found
 
 
+EVERYTHING_WRONG = """\
+training:
+  epochs: 3
+  epochs: 4
+  learning_rate: 0.1
+  use_amp: 'no'
+  min_lr: 1.0
+model:
+  num_hierarchies: 3
+loss:
+  hierarchy_weights: [1.0]
+data:
+  image_size: 230
+  datasets:
+    - name: cifar10
+      length: 5
+    - name: cifer10
+masking:
+  mask_scale: [0.1, 1.0]
+"""
+
+
+def test_mistakes_of_every_kind_are_told_together_and_nothing_else(tmp_path: Path) -> None:
+    found = refusal(tmp_path, EVERYTHING_WRONG)
+    expected = [
+        "line 3: training.epochs is given twice (first in line 2)",
+        "training.learning_rate (line 4): unknown key; did you mean training.lr?",
+        "training.use_amp (line 5): input should be a valid boolean, got 'no'",
+        "training.min_lr (line 6): 1 is above training.lr 0.0005; lower it",
+        "loss.hierarchy_weights (line 10): 1 weights for 3 level(s) (model.num_hierarchies); give 3",
+        "data.image_size (line 12): 230 is not a multiple of the patch size 16; use 224 or 240",
+        "data.datasets[0].length (line 15): is for the procedural source shapes; cifar10 has as many images as it has",
+        "masking.mask_scale (line 18): a block of the whole grid leaves nothing to see; at most 0.9, say",
+    ]
+    assert [
+        line for line in found if not line.startswith("data.datasets[1].name (line 16): input should be")
+    ] == sorted(expected, key=found.index)
+    assert len(found) == len(expected) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # The number of levels is wrong, so nothing is known of how many weights it takes.
+        ("model: {num_hierarchies: x}\nloss: {hierarchy_weights: [1.0]}\n", ["model.num_hierarchies"]),
+        ("model: {patch_size: 0}\ndata: {image_size: 230}\n", ["model.patch_size"]),
+        ("training: {lr: -1, min_lr: 3}\n", ["training.lr"]),
+        ("training: {epochs: 0, warmup_epochs: 7}\n", ["training.epochs"]),
+        ("masking: {num_masks: 4.5, mask_scale: [0.001, 0.002]}\n", ["masking.num_masks"]),
+        ("model: {encoder_type: vit, patch_size: x, embed_dim: 64}\n", ["model.patch_size"]),
+        ("data: {datasets: [{name: nothing, length: 3}]}\n", ["data.datasets[0].name"]),
+        # One of two conflicts stands on a conflict's key: it is told once the other is mended.
+        ("model: {num_hierarchies: 3, depth: 5, target_layers: [3, 9]}\n", ["model.depth"]),
+    ],
+)
+def test_a_conflict_that_touches_a_wrong_key_is_not_told(tmp_path: Path, text: str, told: list[str]) -> None:
+    assert [line.split(" (line ")[0] for line in refusal(tmp_path, text)] == told
+
+
+def test_a_conflict_stands_at_its_first_key(tmp_path: Path) -> None:
+    (line,) = refusal(
+        tmp_path,
+        "model:\n  encoder_type: vit\n  num_heads: 8\n  embed_dim: 100\n  depth: 2\n  patch_size: 16\n"
+        "  predictor: {embed_dim: 48}\n",
+    )
+    assert line == "model.embed_dim (line 4): 100 is not a multiple of num_heads 8; try num_heads=10"
+    (line,) = refusal(tmp_path, "model:\n  rope:\n    use_rope: true\n  pretrained: true\n")
+    assert line.startswith("model.rope.use_rope (line 3): excluded by pretrained: ")
+    (line,) = refusal(tmp_path, "data:\n  datasets:\n    - name: shapes\n    - name: folder\n")
+    assert line == "data.datasets[1].path: folder needs a path"  # it stands nowhere
+
+
+def test_a_named_encoder_keeps_its_shape_and_one_of_ones_own_is_given_in_full(tmp_path: Path) -> None:
+    named = load_config(None, ("model.encoder_type=vit_tiny_patch16_224", "model.embed_dim=192", "model.patch_size=8"))
+    assert vars(named.model.shape) == {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 8}
+    own = {"patch_size": 8, "embed_dim": 64, "depth": 5, "num_heads": 4}
+    given = ["model.encoder_type=vit", *(f"model.{name}={value}" for name, value in own.items())]
+    assert vars(load_config(None, given).model.shape) == own
+    for name in own:
+        (line,) = refusal(tmp_path, "", *(text for text in given if name not in text))
+        assert line.endswith(f"vit has no shape of its own; give {name}")
+    for name, value in (("embed_dim", 384), ("depth", 5), ("num_heads", 4)):
+        (line,) = refusal(tmp_path, f"model: {{encoder_type: vit_tiny_patch16_224, {name}: {value}}}\n")
+        assert line.startswith(f"model.{name} (line 1): {value} is not vit_tiny_patch16_224's ")
+    together = refusal(tmp_path, "model:\n  embed_dim: 100\n  depth: 5\n  num_heads: 4\n")
+    assert [line.split(":")[0] for line in together] == [
+        "model.embed_dim (line 2)",
+        "model.depth (line 3)",
+        "model.num_heads (line 4)",
+    ]
+
+
+OWN = ("model.encoder_type=vit", "model.patch_size=16", "model.depth=4")
+CROPS = ("data.multicrop.num_local_crops=2", "loss.type=sigreg")
+
+
+def assert_accepted_with(overrides: tuple[str, ...], taken: list[str]) -> None:
+    names = {text.partition("=")[0] for text in taken}
+    load_config(None, [text for text in overrides if text.partition("=")[0] not in names] + taken)
+
+
+def offers(line: str) -> list[str]:
+    """The overrides that a message offers, as key=value or as a number for the key itself."""
+    _, key, message = line.split(": ", 2)
+    offer = re.split("; |nearest: ", message, maxsplit=1)[1]
+    written = re.findall(r"([a-z_][a-z_.]*)=(\[[^\]]*\]|[^\s,]+)", offer)
+    if written:
+        # A bare name is of the key's section or of one around it.
+        known = [leaf.key for leaf in leaves()]
+        around = ["", *(key[: dot.end()] for dot in re.finditer(r"\.", key))]
+        return [f"{next(s for s in reversed(around) if s + name in known)}{name}={value}" for name, value in written]
+    return [f"{key}={value}" for value in re.findall(r"(?:try|use|at most|last is) (\d+)", offer)][:1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (*OWN, "model.embed_dim=96", "model.num_heads=7"),
+        (*OWN, "model.embed_dim=100", "model.num_heads=7"),
+        (*OWN, "model.embed_dim=60", "model.num_heads=10", "model.rope.use_rope=true"),
+        (*OWN, "model.embed_dim=33", "model.num_heads=3", "model.rope.use_rope=true"),
+        (*OWN, "model.embed_dim=30", "model.num_heads=4", "model.rope.use_rope=true"),
+        ("model.predictor.num_heads=7",),
+        ("model.predictor.embed_dim=30",),
+        ("model.predictor.embed_dim=2",),
+        ("model.predictor.num_heads=7", "model.predictor.embed_dim=30"),
+        ("data.image_size=230",),
+        ("data.batch_size=10", "training.accumulation_steps=4"),
+        ("data.batch_size=1", "loss.type=sigreg"),
+        ("data.batch_size=4", "loss.type=combined", "training.accumulation_steps=4"),
+        ("data.batch_size=3", "loss.type=combined", "training.accumulation_steps=4"),
+        ("data.global_batch_size=8",),
+        ("loss.hierarchy_weights=[0,0]",),
+        ("loss.hierarchy_weights=[0,0]", "loss.type=sigreg"),
+        ("masking.num_masks=0",),
+        ("data.multicrop.num_local_crops=2",),
+        (*CROPS, "data.multicrop.local_crop_size=90"),
+        (*CROPS, "data.multicrop.local_crop_size=9"),
+        ("masking.mask_scale=[0.001,0.002]",),
+        ("data.image_size=1024", "masking.mask_scale=[0.0001,0.0002]", "model.num_hierarchies=1"),
+        ("training.epochs=3", "training.warmup_epochs=3"),
+    ],
+    ids=" ".join,
+)
+def test_a_value_that_is_offered_is_accepted(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, overrides)
+    taken = [offer for line in str(refused.value).splitlines() for offer in offers(line)]
+    assert taken, refused.value
+    assert_accepted_with(overrides, taken)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words", "taken"),
+    [
+        (("model.embed_dim=100",), "leave it out", ["model.embed_dim=null"]),
+        (("model.pretrained=true", "model.rope.use_rope=true"), "set it to false", ["model.rope.use_rope=false"]),
+        (("model.pretrained=true", "model.use_layerscale=true"), "set it to false", ["model.use_layerscale=false"]),
+        (("model.target_layers=[3,13]",), "the last is 12", ["model.target_layers=[3,12]"]),
+        (("data.image_size=230",), "use 224 or 240", ["data.image_size=240"]),
+        (("data.global_batch_size=8",), "leave it out", ["data.global_batch_size=null"]),
+        (
+            ("data.batch_size=auto", "training.accumulation_steps=2"),
+            "leave it out",
+            ["training.accumulation_steps=1"],
+        ),
+        (("loss.hierarchy_weights=[1.0]",), "give 2", ["loss.hierarchy_weights=[1.0,1.0]"]),
+        (("masking.num_masks=0",), "use 1 or more", ["masking.num_masks=1"]),
+        (
+            ("masking.num_masks=0", "loss.type=sigreg", "data.num_views=2"),
+            "or set loss.hierarchy_weights to zeros",
+            ["loss.hierarchy_weights=[0,0]"],
+        ),
+        (("data.multicrop.num_local_crops=2",), "or 0 local crops", ["data.multicrop.num_local_crops=0"]),
+        (
+            (*CROPS, "data.multicrop.local_crop_size=240"),
+            "240 is more than the 224 of a whole view; use at most that",
+            ["data.multicrop.local_crop_size=224"],
+        ),
+        (("masking.mask_scale=[0.2,1.0]",), "at most 0.9, say", ["masking.mask_scale=[0.2,0.9]"]),
+        (("training.epochs=null",), "set training.max_time, such as 8h", ["training.max_time=8h"]),
+        (("training.lr=1e-7",), "training.min_lr: 1e-06 is above training.lr 1e-07; lower", ["training.min_lr=1e-7"]),
+        (("training.warmup_lr=1",), "training.warmup_lr: 1 is above", ["training.warmup_lr=5e-4"]),
+        (("data.datasets=[{name: folder}]",), "needs a path", ["data.datasets=[{name: folder, path: x}]"]),
+        (("data.datasets=[{name: cifar10, length: 3}]",), "is for", ["data.datasets=[{name: shapes, length: 3}]"]),
+    ],
+)
+def test_what_is_offered_in_words_is_accepted(overrides: tuple[str, ...], words: str, taken: list[str]) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, overrides)
+    assert_accepted_with(overrides, taken)
+
+
+def test_an_override_is_named_as_the_place_and_not_the_file(tmp_path: Path) -> None:
+    text = "data:\n  datasets:\n    - name: shapes\n      weight: 2\nmodel:\n  depth: 12\n"
+    for override, key in (
+        ("training.lr=-1", "training.lr"),
+        ("data.datasets.0.weight=-1", "data.datasets[0].weight"),
+        ("data.datasets=[{name: cifar10, length: 5}]", "data.datasets[0].length"),
+        ("model={embed_dim: 3}", "model.embed_dim"),
+    ):
+        assert [line.split(": ")[:2] for line in refusal(tmp_path, text, override)] == [["command line", key]]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -59,13 +262,18 @@ def test_all_mistakes_of_a_file_are_told_at_once_with_their_lines(tmp_path: Path
         ("data:\n  datasets: []\n", "at least 1"),
         ("data:\n  datasets: [{name: folder}]\n", "needs a path"),
         ("data:\n  datasets: [{name: cifar10, split: unlabeled}]\n", "exists for stl10 only"),
-        ("model:\n  embed_dim: 100\n  num_heads: 7\n", "num_heads=5"),
-        ("model:\n  rope: {use_rope: true}\n  embed_dim: 60\n  num_heads: 10\n", "multiple of 4"),
+        ("model: {encoder_type: vit, patch_size: 16, depth: 4, embed_dim: 100, num_heads: 7}\n", "num_heads=5"),
+        (
+            "model: {encoder_type: vit, patch_size: 16, depth: 4, embed_dim: 60,\n num_heads: 10, "
+            "rope: {use_rope: true}}\n",
+            "multiple of 4",
+        ),
         ("loss:\n  hierarchy_weights: [1.0]\n", "1 weights for 2 level"),
         ("training:\n  epochs: 3\n  warmup_epochs: 3\n", "at most 2"),
         ("training:\n  accumulation_steps: 3\n", "use 66"),
         ("model:\n  target_layers: [3, 13]\n", "names block 13 of 12"),
         ("data:\n  image_size: 230\n", "use 224 or 240"),
+        ("evaluation:\n  linear_l2: []\n", "at least 1"),
         ("device: gpu\n", "device"),
     ],
 )
@@ -115,16 +323,9 @@ def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     assert load_config(tmp_path / "c.yaml") == config
 
 
-def test_every_setting_has_a_meaning() -> None:
-    rows = list(all_settings())
-    assert [row.key for row in rows] == list(leaves())
-    assert all(row.meaning for row in rows), [row.key for row in rows if not row.meaning]
-    assert len(rows) > 80
-
-
 @settings(max_examples=300, deadline=None)
 @given(
-    key=st.sampled_from([name for name in leaves() if "[]" not in name]),
+    key=st.sampled_from([leaf.key for leaf in leaves() if "[]" not in leaf.key]),
     value=st.one_of(
         st.none(),
         st.booleans(),

@@ -13,7 +13,7 @@ import pytest
 from layouts import config, everything, md5, refused, write_cifar, write_stl10
 from torchvision import datasets
 
-from hjepa.config.schema import Data, Dataset
+from hjepa.config.data import Data, Dataset
 from hjepa.data import archives
 from hjepa.data.sources import open_probe, open_source, open_training
 

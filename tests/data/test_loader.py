@@ -7,7 +7,7 @@ from hjepa.config import load_config
 from hjepa.data.loader import Batch, Batches
 from hjepa.data.sources import open_training
 from hjepa.data.views import Views
-from hjepa.errors import ConfigError, DataError
+from hjepa.errors import DataError
 from hjepa.masks import BlockMasks
 
 BASE = ("data.datasets=[{name: shapes, length: 40}]", "data.image_size=32", "model.patch_size=4", "data.batch_size=8")
@@ -67,6 +67,37 @@ def test_a_batch_beyond_the_data_names_one_that_fits() -> None:
         plan("data.batch_size=64")
 
 
-def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
-    with pytest.raises(ConfigError, match="use 9"):
-        plan(world_size=3)
+CROPS = ("data.multicrop.num_local_crops=3", "loss.type=sigreg", "data.augmentation.color_jitter=0.4")
+
+
+def test_local_crops_are_small_views_of_small_parts() -> None:
+    batches = plan(*CROPS, "data.multicrop.local_crop_size=16", "data.multicrop.local_crop_scale=[0.05,0.2]")
+    batch = batches[0]
+    assert len(batch.crops) == 3
+    areas = torch.stack([crop.box[:, 2] * crop.box[:, 3] for crop in batch.crops])
+    assert areas.min() >= 0.05 - 1e-5
+    assert areas.max() <= 0.2 + 1e-5
+    drawn = batch.render_crops(Views(batches.config.augmentation, 16))
+    assert drawn is not None
+    assert drawn.shape == (3, 8, 3, 16, 16)
+    assert (drawn[0] - drawn[1]).abs().mean() > 0.1
+    # Only views are masked; crops are seen whole.
+    assert batch.masks.context.shape[0] == 8
+
+
+def test_local_crops_leave_everything_else_as_it_was() -> None:
+    with_crops, without = plan(*CROPS)[2], plan(*CROPS[1:])[2]
+    assert without.crops == ()
+    assert without.render_crops(Views(plan().config.augmentation, 16)) is None
+    for a, b in zip(tensors(with_crops), tensors(without), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_crop_is_the_same_whichever_part_it_is_drawn_in() -> None:
+    whole = plan(*CROPS)[3]
+    for part in range(2):
+        batch = plan(*CROPS, parts=2)[6 + part]
+        rows = torch.isin(whole.positions, batch.positions)
+        for a, b in zip(whole.crops, batch.crops, strict=True):
+            order = whole.positions[rows].argsort()[batch.positions.argsort().argsort()]
+            assert torch.equal(a.box[rows][order], b.box)

@@ -8,7 +8,7 @@ import torch
 from layouts import config, everything, refused
 from PIL import Image
 
-from hjepa.config.schema import Data, Dataset
+from hjepa.config.data import Data, Dataset
 from hjepa.data.archives import ArraySource
 from hjepa.data.files import ClassFolderSource, FolderSource
 from hjepa.data.sources import CachedSource, cache, decode_side, open_probe, open_source, open_training

@@ -9,12 +9,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from hjepa.config.schema import Augmentation
+from hjepa.config.data import Augmentation
 from hjepa.data import views
 from hjepa.data.views import ViewParameters, Views, center_views, draw_views
 
 TOLERANCE = 1e-4  # of the range 0..1
-EVERYTHING = Augmentation(color_jitter=0.4, grayscale=0.3, gaussian_blur=0.5)
+EVERYTHING = Augmentation(color_jitter=0.4, grayscale=0.3, gaussian_blur=0.5, solarization=0.4)
 NEUTRAL = (1.0, 1.0, 1.0, 0.0)
 RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -127,6 +127,16 @@ def test_grayscale_equals_torchvision_and_leaves_the_others() -> None:
     close(actual, torch.stack([tv.rgb_to_grayscale(x[0], num_output_channels=3), x[1]]))
 
 
+def test_solarize_equals_torchvision_at_the_middle_and_leaves_the_others() -> None:
+    images = random_images(2, 16, 16)
+    images[:, :, 0, 0], images[:, :, 0, 1], images[:, :, 0, 2] = 127, 128, 255
+    parameters = whole(2)._replace(solarize=torch.tensor([True, False]))
+    actual = Views(Augmentation(solarization=0.5, **RAW), 16)(images, parameters)
+    x = images / 255
+    close(actual, torch.stack([tv.solarize(x[0], 0.5), x[1]]))
+    assert actual[0].max() < 0.5 + TOLERANCE
+
+
 # Blur and normalisation
 
 
@@ -170,7 +180,9 @@ def test_the_chain_equals_torchvision_in_the_documented_order() -> None:
         x = tv.rgb_to_grayscale(x, num_output_channels=3) if parameters.grayscale[i] else x
         sigma = float(parameters.blur_sigma[i])
         x = tv.gaussian_blur(x, 2 * views.blur_radius(size) + 1, sigma) if sigma else x
+        x = tv.solarize(x, 0.5) if parameters.solarize[i] else x
         expected.append(tv.normalize(x, list(EVERYTHING.mean), list(EVERYTHING.std)))
+    assert parameters.solarize.any()
     close(Views(EVERYTHING, size)(images, parameters), torch.stack(expected), TOLERANCE / 0.2)
 
 
@@ -254,9 +266,9 @@ def test_seed_stream_and_position_each_change_the_draw() -> None:
 def test_shapes_and_dtypes() -> None:
     for parameters in (draw_views(EVERYTHING, 0, "view", np.arange(5), sizes(5)), center_views(sizes(5))):
         shapes = [tuple(tensor.shape) for tensor in parameters]
-        assert shapes == [(5, 4), (5,), (5, 4), (5,), (5,)]
+        assert shapes == [(5, 4), (5,), (5, 4), (5,), (5,), (5,)]
         dtypes = [tensor.dtype for tensor in parameters]
-        assert dtypes == [torch.float32, torch.bool, torch.float32, torch.bool, torch.float32]
+        assert dtypes == [torch.float32, torch.bool, torch.float32, torch.bool, torch.float32, torch.bool]
     empty = draw_views(EVERYTHING, 0, "view", np.arange(0), sizes(0))
     assert Views(EVERYTHING, 8)(random_images(0, 8, 8), empty).shape == (0, 3, 8, 8)
 
@@ -328,12 +340,18 @@ def test_center_view_is_the_largest_true_square() -> None:
 def test_rates_and_ranges() -> None:
     n = 20000
     config = Augmentation(
-        horizontal_flip=0.3, color_jitter=0.8, color_jitter_probability=0.6, grayscale=0.2, gaussian_blur=0.4
+        horizontal_flip=0.3,
+        color_jitter=0.8,
+        color_jitter_probability=0.6,
+        grayscale=0.2,
+        gaussian_blur=0.4,
+        solarization=0.1,
     )
     p = draw_views(config, 0, "view", np.arange(n), sizes(n))
     jittered = (p.jitter != torch.tensor(NEUTRAL)).any(dim=1)
     blurred = p.blur_sigma > 0
-    for happened, rate in ((p.flip, 0.3), (jittered, 0.6), (p.grayscale, 0.2), (blurred, 0.4)):
+    rates = ((p.flip, 0.3), (jittered, 0.6), (p.grayscale, 0.2), (blurred, 0.4), (p.solarize, 0.1))
+    for happened, rate in rates:
         assert abs(happened.float().mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
     drawn = [*p.jitter[jittered].unbind(1), p.blur_sigma[blurred]]
     for values, (low, high) in zip(drawn, [*3 * [(0.2, 1.8)], (-0.2, 0.2), (0.1, 2.0)], strict=True):
@@ -342,7 +360,7 @@ def test_rates_and_ranges() -> None:
         close(torch.quantile(values, quantiles), expected, 0.03 * (high - low))
         assert values.min() >= low - 1e-6
         assert values.max() <= high + 1e-6
-    decisions = torch.stack([p.flip, jittered, p.grayscale, blurred, p.box[:, 0]]).double()
+    decisions = torch.stack([p.flip, jittered, p.grayscale, blurred, p.solarize, p.box[:, 0]]).double()
     for independent in (decisions, p.jitter[jittered].T):
         assert torch.corrcoef(independent).fill_diagonal_(0).abs().max() < 0.04
 
@@ -353,8 +371,9 @@ def test_nothing_is_drawn_where_the_config_gives_nothing() -> None:
     assert (p.jitter == torch.tensor(NEUTRAL)).all()
     assert not p.grayscale.any()
     assert not p.blur_sigma.any()
+    assert not p.solarize.any()
     full = draw_views(
-        Augmentation(horizontal_flip=1.0, grayscale=1.0, gaussian_blur=1.0, blur_sigma=(0.7, 0.7)),
+        Augmentation(horizontal_flip=1.0, grayscale=1.0, gaussian_blur=1.0, blur_sigma=(0.7, 0.7), solarization=1.0),
         0,
         "view",
         np.arange(50),
@@ -362,4 +381,5 @@ def test_nothing_is_drawn_where_the_config_gives_nothing() -> None:
     )
     assert full.flip.all()
     assert full.grayscale.all()
+    assert full.solarize.all()
     close(full.blur_sigma, torch.full((50,), 0.7), 1e-6)

@@ -4,7 +4,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hjepa.config.schema import Data, Evaluation
+from hjepa.config.data import Data
+from hjepa.config.schema import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
 from hjepa.evaluation.evaluator import Evaluator, shares, skip_reason, usable

@@ -137,7 +137,7 @@ def test_ridge_predicts_what_sklearn_predicts(n: int, d: int, grid: tuple[float,
 def test_ridge_does_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, labels = blobs(100, 20, 4, 1.0, seed=1)
     (whole,) = Ridge(train, labels, 4).weights([0.1])
-    monkeypatch.setattr(ridge_module, "_ROW_BLOCK", 7)
+    monkeypatch.setattr(ridge_module, "ROW_BLOCK", 7)
     (blocks,) = Ridge(train, labels, 4).weights([0.1])
     torch.testing.assert_close(whole, blocks)
 

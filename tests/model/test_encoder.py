@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from hjepa.config.geometry import ENCODERS
-from hjepa.config.schema import Model
+from hjepa.config.model import Model
 from hjepa.errors import ConfigError
 from hjepa.model.encoder import (
     ContextEncoder,
@@ -19,7 +19,7 @@ from hjepa.model.encoder import (
     create_encoder,
 )
 
-TINY = {"encoder_type": "vit_tiny_patch16_224", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+TINY = {"encoder_type": "vit", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 ROTARY = {"rope": {"use_rope": True}}
 kinds = pytest.mark.parametrize("extra", [{}, ROTARY], ids=["vit", "rotary"])
 
@@ -209,6 +209,38 @@ def test_any_size_that_the_patch_divides(side: int, patch: int, extra: dict[str,
     backbone = build_backbone(model(**extra, patch_size=patch), side)
     assert backbone(torch.zeros(1, 3, side, side)).tokens.shape == (1, (side // patch) ** 2, 32)
     assert backbone.grid.size == (side // patch) ** 2
+
+
+@kinds
+@pytest.mark.parametrize("side", [8, 24, 32])
+def test_images_of_another_size_have_a_grid_of_their_own(side: int, extra: dict[str, object]) -> None:
+    backbone = build_backbone(model(**extra), 32).eval()
+    assert backbone.grid_of(images(side=side)).size == (side // 8) ** 2
+    assert backbone(images(side=side)).tokens.shape == (4, (side // 8) ** 2, 32)
+    kept = backbone(images(side=side), keep=torch.zeros(4, 1, dtype=torch.int64)).tokens
+    assert kept.shape == (4, 1, 32)
+
+
+def test_learned_positions_are_resampled_for_another_grid() -> None:
+    backbone = build_backbone(model(), 32).eval()
+    plane = torch.linspace(0, 1, 4)[:, None].expand(4, 4)  # a slope from the top row to the bottom row
+    with torch.no_grad():
+        backbone.vit.pos_embed.copy_(plane.reshape(1, 16, 1).expand(-1, -1, 32))
+        places = backbone.embed(torch.zeros(1, 3, 16, 16), None)[0] - backbone.vit.patch_embed(
+            torch.zeros(1, 3, 16, 16)
+        )
+        same = backbone.embed(torch.zeros(1, 3, 32, 32), None)[0] - backbone.vit.patch_embed(torch.zeros(1, 3, 32, 32))
+    rows = places[0, :, 0].view(2, 2)
+    torch.testing.assert_close(rows[:, 0], rows[:, 1])
+    assert 0 < rows[0, 0] < 0.5 < rows[1, 0] < 1
+    torch.testing.assert_close(rows.mean(), torch.tensor(0.5))
+    torch.testing.assert_close(same[0, :, 0], plane.flatten())
+
+
+def test_rotary_places_of_a_small_image_are_those_of_its_own_grid() -> None:
+    small, whole = build_backbone(model(**ROTARY), 16).eval(), build_backbone(model(**ROTARY), 32).eval()
+    whole.load_state_dict(small.state_dict())
+    torch.testing.assert_close(small(images(side=16)).tokens, whole(images(side=16)).tokens, rtol=1e-4, atol=1e-5)
 
 
 class TestCreateEncoder:

@@ -1,0 +1,129 @@
+"""How large a batch fits, found by trying on the device itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa.build import grid_of
+from hjepa.config import Config
+from hjepa.device import forget_peak, free_memory, peak_memory, resident_memory
+from hjepa.errors import ConfigError
+from hjepa.lightning import Fabric
+from hjepa.masks import BlockMasks, Masks
+from hjepa.model.hjepa import HJEPA
+from hjepa.objective import Objective
+
+# Below this, what a batch takes cannot be told from what the process takes anyway.
+TELLING_BYTES = 200_000_000
+# Left alone: other programs, the allocator's gaps, and the steps whose blocks are larger than those tried.
+SHARE = {"cuda": 0.92, "mps": 0.8, "cpu": 0.7}
+DEFAULT_GLOBAL_BATCH = 256
+
+
+def settle_batch_size(config: Config, model: HJEPA, fabric: Fabric, saved: dict[str, Any] | None) -> Config:
+    """`data.batch_size: auto` as numbers: `global_batch_size` images a step in as few parts as fit into memory.
+
+    Args:
+        config: with `auto`.
+        model: the model on the CPU, as it was built.
+        fabric: device and processes.
+        saved: the config of the run that is continued; its numbers stay.
+
+    Raises:
+        ConfigError: when not even the smallest part fits, or the batch does not divide into the processes.
+    """
+    if saved is not None:
+        size, parts = saved["data"]["batch_size"], saved["training"]["accumulation_steps"]
+    else:
+        size = config.data.global_batch_size or DEFAULT_GLOBAL_BATCH
+        share = size // fabric.world_size
+        if size % fabric.world_size:
+            above = -(-size // fabric.world_size) * fabric.world_size
+            raise ConfigError(
+                f"data.global_batch_size: {size} does not divide into {fabric.world_size} processes; use {above}"
+            )
+        device = fabric.device
+        found = largest_batch(config, model.to(device), device, share, fabric.autocast)
+        # Every process has to take the same number of parts.
+        fitting = int(fabric.all_gather(torch.tensor(found)).min())
+        least = 2 if config.loss.has_image_level else 1
+        sizes = [n for n in range(least, min(fitting, share) + 1) if share % n == 0]
+        if not sizes:
+            raise ConfigError(
+                f"data.batch_size: {least} image(s) do not fit into this device's memory; set "
+                "training.use_gradient_checkpointing=true or choose a smaller model"
+            )
+        parts = share // sizes[-1]
+    data = config.data.model_copy(update={"batch_size": size, "global_batch_size": None})
+    training = config.training.model_copy(update={"accumulation_steps": parts})
+    return config.model_copy(update={"data": data, "training": training})
+
+
+def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int, autocast: Any) -> int:
+    """The largest part of a batch that a training step can be computed in, up to `most` images; 0 if none fits.
+
+    Memory is linear in the images: two sizes that are large enough to tell are tried and the line is drawn to what is
+    free. On a GPU the size found is tried as well.
+
+    Args:
+        config: the whole of a run.
+        model: on the device.
+        device: where it is tried.
+        most: the largest size of interest.
+        autocast: context of the arithmetic.
+    """
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    # Beside the weights: gradients, which the trial holds too, and the optimizer's two averages, which it does not.
+    budget = free_memory(device) * SHARE[device.type] - 2 * weights
+    objective = Objective(config.loss, config.model.num_hierarchies, model.taps)
+    training = model.training
+
+    # Once: what a trial gives back may stay with the allocator, and would hide a part of the next one.
+    forget_peak(device)
+    before = resident_memory() if device.type == "cpu" else peak_memory(device)
+
+    def peak(size: int) -> float:
+        forget_peak(device)
+        try:
+            with autocast():
+                losses = objective(model(*synthetic_batch(config, size, device)), 0)
+            losses.total.backward()
+        except torch.OutOfMemoryError:
+            return float("inf")
+        finally:
+            model.zero_grad()
+        return float(peak_memory(device) - before)
+
+    model.train()
+    size, last, here = 2, 0.0, peak(2)
+    while here < TELLING_BYTES and size < most and here < budget:
+        size, last, here = size * 2, here, peak(size * 2)
+    slope = (here - last) / (size / 2) if size > 2 else here / size
+    if slope > 0:
+        fits = min(most, int(size + (budget - here) / slope))
+    else:
+        fits = most if budget > here else 0
+    if here == float("inf"):
+        fits = size // 2 if size > 2 else 0
+    while device.type == "cuda" and fits > size and peak(fits) == float("inf"):
+        fits = int(fits * 0.9)
+    model.train(training)
+    return max(fits, 0)
+
+
+def synthetic_batch(config: Config, size: int, device: torch.device) -> tuple[Tensor, Masks, Tensor | None]:
+    """Images of noise and true masks, as the model takes them, for `size` images."""
+    masks = BlockMasks(config.masking, grid_of(config), config.model.num_hierarchies)
+    positions = torch.arange(size).numpy()
+    views = [masks.sample(0, 0, f"view{v}", positions) for v in range(config.data.num_views)]
+    joined = Masks(*(torch.cat(parts).to(device) for parts in zip(*views, strict=True)))
+    side, crops = config.data.image_size, config.data.multicrop.num_local_crops
+    small = config.data.local_size(config.model.shape.patch_size)
+    return (
+        torch.randn(config.data.num_views, size, 3, side, side, device=device),
+        joined,
+        torch.randn(crops, size, 3, small, small, device=device) if crops else None,
+    )

@@ -1,0 +1,381 @@
+"""`hjepa check`: what a run will be and cost, found out before a night is spent on it.
+
+The run is built as it would be trained, except that only a few images are decoded, and a few of its true steps are
+taken. Nothing is written but one trial checkpoint, which is removed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import textwrap
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from hjepa import checkpoint
+from hjepa.build import create_hjepa_from_config, grid_of, run_path
+from hjepa.config import Config
+from hjepa.config.switches import idle_settings
+from hjepa.console import Console
+from hjepa.data.files import FileSource
+from hjepa.data.source import Source
+from hjepa.data.sources import TITLES, CachedSource, open_training
+from hjepa.device import free_memory, peak_memory, precision
+from hjepa.errors import DataError, StorageError, UserError
+from hjepa.grid import cells
+from hjepa.masks import BlockMasks
+from hjepa.measure import Measured, measure_run, occasions
+from hjepa.memory import largest_batch
+from hjepa.model.hjepa import HJEPA
+from hjepa.run import Run, build, open_fabric
+
+# Of each source, for the trial steps and for the search for unreadable files.
+TRIAL_IMAGES = 256
+LARGEST_OF_INTEREST = 1 << 16
+WIDTH = 100
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the table.
+
+    Attributes:
+        name: what was looked at.
+        verdict: "ok", "warning" or "error".
+        text: what was found.
+    """
+
+    name: str
+    verdict: str
+    text: str
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        items: in the order of the table.
+        figures: the numbers in it by name; times in seconds, sizes in bytes.
+        exit_code: 0, or that of the first error.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+    def add(self, name: str, text: str, verdict: str = "ok") -> None:
+        """One more line."""
+        self.items.append(Item(name, verdict, text))
+
+    def fail(self, name: str, error: UserError) -> None:
+        """A line for what would end the run."""
+        for line in str(error).splitlines():
+            self.add(name, line, "error")
+        self.exit_code = self.exit_code or error.exit_code
+
+    def table(self) -> str:
+        """Plain text, at most 100 columns wide unless a word is longer."""
+        names = max(len(item.name) for item in self.items)
+        verdicts = max(len(item.verdict) for item in self.items)
+        lines = []
+        for item in self.items:
+            head = f"{item.name:{names}}  {item.verdict:{verdicts}}  "
+            lines += textwrap.wrap(
+                item.text,
+                WIDTH,
+                initial_indent=head,
+                subsequent_indent=" " * len(head),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """The same for programs."""
+        return json.dumps({"items": [vars(item) for item in self.items], "figures": self.figures}, indent=1)
+
+
+def check(config: Config, started: float | None = None, all_images: bool = False, seconds: float = 3.0) -> Report:
+    """Look at everything that a run needs, and time it.
+
+    Args:
+        config: the whole of a run.
+        started: `time.monotonic()` when the process began; the time until training starts counts from there.
+        all_images: decode every image file in search of unreadable ones, not only a sample.
+        seconds: for how long steps are timed.
+
+    Returns:
+        the report; what would end the run is an item of it, not an exception.
+    """
+    started = time.monotonic() if started is None else started
+    report = Report()
+    report.add("config", f"{config.experiment.name}: every setting is known and goes with the others")
+    for line in idle_settings(config):
+        report.add("config", line, "warning")
+    model = create_hjepa_from_config(config)
+    describe_model(report, config, model)
+    describe_tokens(report, config)
+    try:
+        fabric, kind = open_fabric(config)
+        processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
+        report.add("device", f"{fabric.device}{processes}, {precision(kind, config.training.use_amp)}")
+    except UserError as error:
+        report.fail("device", error)
+    try:
+        describe_data(report, config, all_images)
+    except UserError as error:
+        report.fail("data", error)
+    _check_folder(report, config)
+    if report.exit_code:
+        return report
+
+    try:
+        run = build(config, fabric, kind, Console(enabled=False), sample=TRIAL_IMAGES)
+        if run.config.data.batch_size != config.data.batch_size:
+            parts = run.config.training.accumulation_steps
+            report.add("batch", f"auto: {run.batches.batch_size} images a step, computed in {parts} part(s)")
+        startup = time.monotonic() - started
+        measured = measure_run(run, seconds, _existing(run_path(config)))
+        describe_costs(report, run, measured, startup)
+    except UserError as error:
+        report.fail("steps", error)
+    return report
+
+
+def describe_model(report: Report, config: Config, model: HJEPA) -> None:
+    """Parameters of each part."""
+
+    def count(module: nn.Module | None) -> int:
+        return 0 if module is None else sum(p.numel() for p in module.parameters())
+
+    parts = {
+        "encoder": count(model.context_encoder),
+        "predictor": count(model.predictor),
+        "projector": count(model.projector),
+        "target_encoder": count(model.target_encoder),
+    }
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    report.figures |= {f"parameters_{name}": number for name, number in parts.items()}
+    report.figures |= {"parameters_trainable": trainable, "parameters_total": count(model)}
+    shape = config.model.shape
+    report.add(
+        "model",
+        f"{config.model.encoder_type}, width {shape.embed_dim}, {shape.depth} blocks, {shape.num_heads} heads, "
+        f"patches of {shape.patch_size} px",
+    )
+    shown = ", ".join(f"{name.replace('_', ' ')} {millions(number)}" for name, number in parts.items() if number)
+    report.add("parameters", f"{shown}; total {millions(count(model))}, trainable {millions(trainable)}")
+
+
+def describe_tokens(report: Report, config: Config) -> None:
+    """Tokens that the encoder sees and that are predicted at each level, and the blocks they come from."""
+    grid = grid_of(config)
+    masks = BlockMasks(config.masking, grid, config.model.num_hierarchies)
+    count = config.masking.num_masks
+    shares = config.masking.context_scale
+    seen = [max(1, round(share * (grid.size - count * h * w))) for h, w in masks.blocks for share in shares]
+    report.figures |= {"tokens_view": grid.size, "tokens_context": _mean(seen)}
+    text = f"{grid.height} x {grid.width} = {grid.size} patches a view; context {_range(seen)}"
+    if config.loss.predicts:
+        for level in range(config.model.num_hierarchies):
+            sizes = [count * rows * columns for rows, columns in (cells(h, w, level) for h, w in masks.blocks)]
+            report.figures[f"tokens_level{level}"] = _mean(sizes)
+            text += f", targets of level {level}: {_range(sizes)}"
+    report.add("tokens", text)
+    if count:
+        blocks = sorted(masks.blocks)
+        shown = f"{blocks[0][0]} x {blocks[0][1]}" + (
+            f" to {blocks[-1][0]} x {blocks[-1][1]}" if len(blocks) > 1 else ""
+        )
+        report.add("masks", f"feasible: {count} block(s) a view, {len(blocks)} size(s), {shown} patches")
+
+
+def describe_data(report: Report, config: Config, all_images: bool) -> None:
+    """Images of each source, their shares, and files that cannot be read.
+
+    Raises:
+        DataError: when a source cannot be opened.
+    """
+    sources = open_training(config.data, config.experiment.seed)
+    total = sum(len(source) for source in sources)
+    weights = [dataset.weight for dataset in config.data.datasets]
+    for source, weight in zip(sources, weights, strict=True):
+        share = {
+            "weighted": weight / sum(weights),
+            "balanced": 1 / len(sources),
+            "concat": len(source) / total,
+        }[config.data.sampling_strategy]
+        text = f"{TITLES[source.name]}: {len(source)} images, {100 * share:.0f} % of an epoch"
+        indices = np.arange(len(source))
+        if not all_images:
+            indices = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(np.int64))
+        bad = _unreadable(source, indices)
+        looked = "all" if len(indices) == len(source) else str(len(indices))
+        if bad:
+            report.fail(
+                "data", DataError(f"{text}; of {looked} decoded, {len(bad)} cannot be read: {'; '.join(bad[:5])}")
+            )
+        else:
+            report.add("data", f"{text}; {looked} decoded, none unreadable")
+    report.figures["images"] = total
+
+
+def _unreadable(source: Source, indices: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
+    """What is wrong with the images that cannot be decoded."""
+    wrong = []
+    # Together first, which is what several cores are for; one by one only where something is wrong.
+    for part in np.array_split(indices, -(-len(indices) // 64)):
+        try:
+            source.images(part)
+        except DataError:
+            for index in part if isinstance(source, FileSource) else ():
+                try:
+                    source.images(np.asarray([index]))
+                except DataError as error:
+                    wrong.append(str(error))
+    return wrong
+
+
+def describe_costs(report: Report, run: Run, measured: Measured, startup: float) -> None:
+    """Time, memory and disk of the whole run."""
+    config, per_epoch, device = run.config, run.batches.steps_per_epoch, run.fabric.device
+    training = config.training
+    cached = [source for source in run.batches.sources if isinstance(source, CachedSource)]
+    decoding = sum((len(source) - source.decoded) * source.seconds_per_image for source in cached)
+    total = (training.epochs or 0) * per_epoch
+    if training.seconds is not None:
+        fitting = measured.steps_within(training.seconds - startup - decoding, run)
+        total = min(total, fitting) if total else fitting
+    steps = min(total, training.max_steps or total)
+    seconds = startup + decoding + measured.seconds_of(steps, run)
+    evaluations, saves = occasions(config, steps, per_epoch)
+    report.figures |= {
+        "steps": steps,
+        "seconds_per_step": measured.seconds_per_step,
+        "seconds_per_epoch": measured.seconds_per_step * per_epoch,
+        "seconds_of_evaluation": measured.seconds_of_evaluation,
+        "seconds_of_baselines": measured.seconds_of_baselines,
+        "seconds_of_save": measured.seconds_of_save,
+        "seconds_total": seconds,
+    }
+    rate = run.batches.batch_size / measured.seconds_per_step
+    report.add(
+        "step",
+        f"{measured.seconds_per_step:.3g} s for {run.batches.batch_size} images, {rate:.0f} images/s; "
+        f"{per_epoch} steps an epoch, {amount_of_time(per_epoch * measured.seconds_per_step)}",
+    )
+    if run.evaluator is not None:
+        report.add(
+            "evaluation",
+            f"{amount_of_time(measured.seconds_of_evaluation)} each, {evaluations} time(s); baselines once, "
+            f"{amount_of_time(measured.seconds_of_baselines)}",
+        )
+    elif config.evaluation.eval_frequency:
+        report.add("evaluation", "k-NN skipped: no source has labels and a test part", "warning")
+    else:
+        report.add("evaluation", "never: evaluation.eval_frequency is 0", "warning")
+    _add_memory(report, run, measured, sum((len(s) - s.decoded) * s.nbytes // len(s) for s in cached))
+    _add_disk(report, run_path(config), measured, config.checkpoint.keep_last_k, saves)
+
+    before = f"; {amount_of_time(startup + decoding)} of it before the first step"
+    end = datetime.now() + timedelta(seconds=seconds)
+    epochs = steps / per_epoch
+    report.add(
+        "time",
+        f"{amount_of_time(seconds)} for {steps} steps ({epochs:.4g} epochs){before}; "
+        f"started now it ends {end:%a %H:%M}",
+        "warning" if seconds > 86400 else "ok",
+    )
+    if training.seconds is not None and training.epochs is not None and total < training.epochs * per_epoch:
+        report.add(
+            "time", f"training.max_time={training.max_time} cuts {training.epochs} epochs to {epochs:.4g}", "warning"
+        )
+    if device.type != "cpu":
+        report.figures["device_memory"] = peak_memory(device)
+
+
+def _add_memory(report: Report, run: Run, measured: Measured, undecoded: int) -> None:
+    device, config = run.fabric.device, run.config
+    beside = 0 if run.evaluator is None else run.evaluator.memory()
+    # The trial decoded a part of what the run will keep, and evaluated a few images.
+    on_host = undecoded if device.type == "cpu" else 0
+    peak = max(measured.peak_memory, measured.resident + (beside if device.type == "cpu" else 0)) + on_host
+    most = largest_batch(config, run.model, device, LARGEST_OF_INTEREST, run.fabric.autocast)
+    free = free_memory(device) + measured.peak_memory
+    per_part = run.batches.batch_size // (run.batches.parts * run.fabric.world_size)
+    report.figures |= {"peak_memory": peak, "largest_batch": most}
+    shown = f"more than {LARGEST_OF_INTEREST}" if most >= LARGEST_OF_INTEREST else f"about {most}"
+    report.add(
+        "memory",
+        f"{amount_of_memory(peak)} at its peak of {amount_of_memory(free)}; "
+        f"the largest batch that fits in one part: {shown} images",
+        "ok" if peak < 0.9 * free and most >= per_part else "warning",
+    )
+
+
+def _add_disk(report: Report, path: Path, measured: Measured, keep: int, saves: int) -> None:
+    # One more than is kept, for the time between a save and the pruning after it.
+    needed = measured.bytes_of_save * min(keep + 1, saves + 1)
+    free = shutil.disk_usage(_existing(path)).free
+    each = amount_of_memory(measured.bytes_of_save)
+    report.figures |= {"bytes_of_checkpoint": measured.bytes_of_save, "bytes_of_run": needed}
+    report.add(
+        "disk",
+        f"{each} a checkpoint, {keep} kept: {amount_of_memory(needed)} of {amount_of_memory(free)} free at {path}",
+        "ok" if needed < 0.9 * free else "warning",
+    )
+
+
+def _check_folder(report: Report, config: Config) -> None:
+    path = run_path(config)
+    if checkpoint.find(path / "checkpoints"):
+        report.add("folder", f"{path} holds a run already; train --resume continues it", "warning")
+    elif not os.access(_existing(path), os.W_OK | os.X_OK):
+        report.fail("folder", StorageError(f"{path}: cannot be written; set experiment.output_dir"))
+    else:
+        report.add("folder", f"{path}")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that exists."""
+    path = path.absolute()
+    return path if path.is_dir() else _existing(path.parent)
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / len(values)
+
+
+def _range(values: list[int]) -> str:
+    return str(values[0]) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
+def millions(number: int) -> str:
+    """In millions: 1.32M."""
+    return f"{number / 1e6:.2f}M"
+
+
+def amount_of_memory(number: float) -> str:
+    """In the unit that fits, powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number / 1e3:.0f} kB"
+
+
+def amount_of_time(seconds: float) -> str:
+    """Hours, minutes and seconds, as many as matter."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 10:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

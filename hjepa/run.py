@@ -1,0 +1,216 @@
+"""Everything that a run is made of, built once from its config."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hjepa import checkpoint
+from hjepa.build import create_hjepa_from_config, grid_of, run_path
+from hjepa.config import Config
+from hjepa.config.geometry import process_checks
+from hjepa.config.switches import idle_settings
+from hjepa.console import Console
+from hjepa.data.loader import Batches
+from hjepa.data.sources import TITLES, cache, open_training
+from hjepa.data.views import Views
+from hjepa.device import DeviceKind, choose, precision, process_layout
+from hjepa.errors import ConfigError
+from hjepa.evaluate import build_evaluator
+from hjepa.evaluation.evaluator import Evaluator
+from hjepa.lightning import Fabric
+from hjepa.masks import BlockMasks
+from hjepa.memory import settle_batch_size
+from hjepa.model.hjepa import HJEPA
+from hjepa.objective import Objective
+from hjepa.optim import Schedules, build_optimizer
+from hjepa.runfolder import RunFolder
+
+
+@dataclass
+class Progress:
+    """What the loop has to remember besides weights; saved with them.
+
+    Attributes:
+        step: optimizer steps done.
+        total: optimizer steps of the whole run, fixed once; 0 before that.
+        seconds: time that earlier processes of this run have used.
+        epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
+        bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
+    """
+
+    step: int
+    total: int
+    seconds: float
+    epoch_loss: Tensor
+    bad_in_a_row: Tensor
+    bad_steps: Tensor
+
+    @classmethod
+    def start(cls, device: torch.device) -> Progress:
+        """Nothing done yet."""
+        zero = torch.zeros((), dtype=torch.int64, device=device)
+        return cls(0, 0, 0.0, torch.zeros((), device=device), zero, zero.clone())
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any], device: torch.device) -> Progress:
+        """As it was saved: from `vars` of another."""
+        values: dict[str, Any] = {k: v.to(device, copy=True) if isinstance(v, Tensor) else v for k, v in saved.items()}
+        return cls(**values)
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    config: Config
+    fabric: Fabric
+    kind: DeviceKind
+    console: Console
+    folder: RunFolder | None  # held by the first process
+    model: HJEPA
+    module: Any  # the model as Fabric wraps it: forward and backward go through it
+    optimizer: Any
+    objective: Objective
+    schedules: Schedules | None  # none until the number of steps is fixed
+    batches: Batches
+    views: Views
+    crops: Views
+    evaluator: Evaluator | None
+    progress: Progress
+    started: float = field(default_factory=time.monotonic)
+    results: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has used, earlier processes included."""
+        return self.progress.seconds + time.monotonic() - self.started
+
+
+def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
+    """The device and the processes of a run.
+
+    Raises:
+        ConfigError: when the device is not there, or the batch does not divide into the processes.
+    """
+    kind = choose(config.device)
+    local, nodes = process_layout()
+    wrong = process_checks(config, local * nodes)
+    if wrong:
+        raise ConfigError(wrong)
+    fabric = Fabric(
+        accelerator=kind.accelerator,
+        devices=local,
+        num_nodes=nodes,
+        strategy="ddp" if local * nodes > 1 else "auto",
+        precision=precision(kind, config.training.use_amp),
+    )
+    fabric.launch()
+    return fabric, kind
+
+
+def build(
+    config: Config,
+    fabric: Fabric,
+    kind: DeviceKind,
+    console: Console,
+    folder: RunFolder | None = None,
+    resume: bool = False,
+    sample: int | None = None,
+) -> Run:
+    """Model, data and state of a run, from its config and, when resumed, its newest checkpoint.
+
+    Args:
+        config: the whole of a run.
+        fabric, kind: see `open_fabric`.
+        console: where it is told.
+        folder: the run's folder, on the first process; None leaves no trace.
+        resume: continue from the newest checkpoint in the run's folder.
+        sample: decode only so many images of each source that is kept in memory, for a trial of a few steps.
+    """
+    started = time.monotonic()
+    saved = None
+    checkpoints = run_path(config) / "checkpoints"
+    if sample is None and checkpoint.find(checkpoints) and not resume:
+        raise ConfigError(
+            f"{checkpoints.parent}: holds a run already; continue it with --resume, or choose another "
+            "experiment.output_dir"
+        )
+    if resume:
+        saved, warnings = checkpoint.load_newest(checkpoints)
+        for warning in warnings:
+            console.warn(warning)
+    for line in idle_settings(config):
+        console.warn(line)
+
+    console.say("Creating model...")
+    model = create_hjepa_from_config(config)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
+    arithmetic = precision(kind, config.training.use_amp)
+    console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
+    if config.data.batch_size == "auto":
+        config = settle_batch_size(config, model, fabric, saved.config if saved else None)
+        parts = config.training.accumulation_steps
+        console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
+    if saved is not None:
+        checkpoint.refuse_changes(saved.config, config.model_dump(mode="json"))
+    seed, grid = config.experiment.seed, grid_of(config)
+
+    console.say("Loading datasets...")
+    # One process at a time: the first may have to download, the others then find it done.
+    with fabric.rank_zero_first():
+        sources = open_training(config.data, seed)
+    for source in sources:
+        console.say(f"{TITLES[source.name]}: {len(source)} images")
+    bar = console.bar("Decoding", 1)
+    sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"), sample)
+    bar.close()
+    batches = Batches(
+        config.data,
+        sources,
+        BlockMasks(config.masking, grid, config.model.num_hierarchies),
+        seed,
+        config.training.accumulation_steps,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+
+    optimizer = build_optimizer(config.training, model)
+    progress = Progress.start(fabric.device)
+    if saved is not None:
+        model.load_state_dict(saved.weights)
+        progress = Progress.restore(saved.trainer["progress"], fabric.device)
+        console.say(f"Resuming after step {progress.step}")
+    module, wrapped = fabric.setup(model, optimizer)
+    evaluator = None
+    if config.evaluation.eval_frequency and fabric.is_global_zero:
+        found = build_evaluator(config, fabric.device)
+        if isinstance(found, str):
+            console.say(found)
+        else:
+            evaluator = found
+    if saved is not None:
+        wrapped.load_state_dict(saved.trainer["optimizer"])
+    return Run(
+        config,
+        fabric,
+        kind,
+        console,
+        folder,
+        model,
+        module,
+        wrapped,
+        Objective(config.loss, config.model.num_hierarchies, model.taps),
+        None,
+        batches,
+        Views(config.data.augmentation, config.data.image_size).to(fabric.device),
+        Views(config.data.augmentation, config.data.local_size(config.model.shape.patch_size)).to(fabric.device),
+        evaluator,
+        progress,
+        started,
+    )

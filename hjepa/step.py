@@ -1,0 +1,99 @@
+"""One optimizer step: what the method does with a batch, and what is written down of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hjepa.data.loader import Batch
+from hjepa.device import peak_memory
+from hjepa.model.hjepa import Output
+from hjepa.model.pyramid import taps_of_level
+from hjepa.monitor import rankme, relative_std
+from hjepa.objective import Losses
+from hjepa.optim import Schedules, clip_gradients, skip_step_if
+from hjepa.rng import scalar_seed
+from hjepa.run import Run
+
+
+class Taken(NamedTuple):
+    """What a step leaves for the record: of its last part, where it was computed in several.
+
+    Attributes:
+        losses: the objective's.
+        output: the model's.
+        norm: of the gradient before clipping (0-d, on the device).
+        momentum: of the target encoder.
+        skipped: whether nothing moved, because something was not finite (0-d bool, on the device).
+    """
+
+    losses: Losses
+    output: Output
+    norm: Tensor
+    momentum: float
+    skipped: Tensor
+
+
+def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch]) -> Taken:
+    """Move the encoder by one batch; nothing here waits for the device.
+
+    Args:
+        run: what is moved.
+        schedules: the optimizer's settings as functions of the step.
+        step: its number in the run, from 0.
+        batches: the step's parts come next.
+    """
+    fabric, parts, seed = run.fabric, run.batches.parts, run.config.experiment.seed
+    # Dropped paths are the only draws from torch's own generator: a function of the step as well.
+    torch.manual_seed(scalar_seed(seed, f"step/{fabric.global_rank}", step))
+    schedules.apply(run.optimizer, step)
+    for part in range(parts):
+        batch = next(batches).to(fabric.device)
+        with fabric.no_backward_sync(run.module, enabled=part < parts - 1):
+            output = run.module(batch.render(run.views), batch.masks, batch.render_crops(run.crops))
+            losses = run.objective(output, scalar_seed(seed, "directions", step * parts + part))
+            fabric.backward(losses.total / parts)
+    norm = clip_gradients(run.model, run.config.training.clip_grad)
+    skipped = guard(run, losses.total, norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    momentum = schedules.momentum(step)
+    run.model.update_target(torch.where(skipped, 1.0, momentum))  # at 1 the target stays, as the weights did
+    return Taken(losses, output, norm, momentum, skipped)
+
+
+def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
+    """Let no non-finite loss or gradient reach the weights of any process; count without waiting for the device.
+
+    Returns:
+        0-d bool on the device: whether this step is skipped, on all processes alike.
+    """
+    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+    if run.fabric.world_size > 1:
+        bad = run.fabric.all_reduce(bad.float(), reduce_op="sum") > 0
+    skip_step_if(run.optimizer.optimizer, bad)
+    run.progress.bad_steps += bad
+    run.progress.bad_in_a_row = (run.progress.bad_in_a_row + bad) * bad
+    return bad
+
+
+def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[str, float]:
+    """What is written down of a step; reading it waits for the device, once per line."""
+    losses, output = taken.losses, taken.output
+    taps = output.target_taps.detach()
+    values = {"loss": float(losses.total.detach())}
+    values |= {f"loss/{name}": float(value) for name, value in losses.terms.items()}
+    values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm)}
+    if run.model.target_encoder is not None:
+        values["momentum"] = taken.momentum
+    for level in range(run.model.num_levels):
+        of_level = taps[:, :, taps_of_level(taps.shape[2], level)]
+        values[f"std/level{level}"] = float(relative_std(of_level))
+    values["rankme"] = float(rankme(output.target_tokens.mean(dim=1)))
+    values["memory_gb"] = peak_memory(run.fabric.device) / 1e9
+    if int(run.progress.bad_steps):
+        values["bad_steps"] = int(run.progress.bad_steps)
+    return values

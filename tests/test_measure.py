@@ -1,0 +1,72 @@
+"""What a run costs: counts against counting, and a trial that leaves no trace."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from hjepa.config import load_config
+from hjepa.console import Console
+from hjepa.measure import MARGIN, Measured, measure_run, occasions, restored
+from hjepa.run import Run, build, open_fabric
+from hjepa.train import is_due
+
+QUIET = Measured(
+    **dict.fromkeys((field.name for field in fields(Measured)), 0)
+    | {"seconds_per_step": 0.5, "seconds_of_evaluation": 3.0, "seconds_of_baselines": 7.0, "seconds_of_save": 2.0}
+)
+
+
+@pytest.fixture
+def run(small: tuple[str, ...], tmp_path: Path) -> Run:
+    config = load_config(None, (*small, f"experiment.output_dir={tmp_path}", "evaluation.linear=false"))
+    return build(config, *open_fabric(config), Console(enabled=False))
+
+
+@pytest.mark.parametrize("total", [1, 7, 8, 20, 33, 64])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 0), (0, 0), (0, 5), (1, 8), (1, 7), (2, 3), (1, 9)])
+def test_saves_and_evaluations_are_counted_as_they_happen(total: int, epochs: int, steps: int) -> None:
+    settings = (f"checkpoint.save_frequency={epochs}", f"checkpoint.save_frequency_steps={steps}")
+    config = load_config(None, (*settings, "evaluation.eval_frequency=2"))
+    saved = {step for step in range(1, total + 1) if is_due(step, 8 * epochs, steps)} | {total}
+    evaluated = {step for step in range(1, total + 1) if is_due(step, 16)} | {total}
+    assert occasions(config, total, 8) == (len(evaluated), len(saved))
+
+
+@pytest.mark.parametrize("seconds", [30.0, 61.0, 400.0])
+def test_as_many_steps_as_fit_and_not_one_more(run: Run, seconds: float) -> None:
+    steps = QUIET.steps_within(seconds, run)
+    assert QUIET.seconds_of(steps, run) <= MARGIN * seconds < QUIET.seconds_of(steps + 1, run)
+    # 8 steps and a save in an epoch; the last evaluation and the baselines.
+    assert QUIET.seconds_of(16, run) == pytest.approx(16 * 0.5 + 2 * 2.0 + 3.0 + 7.0)
+
+
+def test_no_time_at_all_is_one_step(run: Run) -> None:
+    assert QUIET.steps_within(0.0, run) == QUIET.steps_within(-5.0, run) == 1
+
+
+def test_a_trial_leaves_no_trace(run: Run) -> None:
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with restored(run):
+        found = measure_run(run, 0.1)
+        assert not torch.equal(run.model.predictor.queries, before["predictor.queries"])  # type: ignore[union-attr]
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert run.optimizer.state_dict()["state"] == {}
+    assert (run.progress.step, run.progress.total, int(run.progress.bad_steps)) == (0, 0, 0)
+    assert 0 < found.seconds_per_step < 5
+    assert found.seconds_of_evaluation > 0 < found.seconds_of_baselines
+    assert found.bytes_of_save > sum(4 * value.numel() for value in before.values())
+
+
+def test_a_trial_that_fails_leaves_no_trace_either(run: Run) -> None:
+    before = run.model.predictor.queries.detach().clone()  # type: ignore[union-attr]
+
+    def broken() -> None:
+        with restored(run), torch.no_grad():
+            run.model.predictor.queries.add_(1)  # type: ignore[union-attr]
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        broken()
+    assert torch.equal(run.model.predictor.queries, before)  # type: ignore[union-attr]
