@@ -59,6 +59,11 @@ class Measured:
             seconds += evaluations * self.seconds_of_evaluation + self.seconds_of_baselines
         return seconds
 
+    @property
+    def seconds_at_end(self) -> float:
+        """Time from the last step to the last figure."""
+        return self.seconds_of_evaluation + self.seconds_of_baselines + self.seconds_of_save
+
     def steps_within(self, seconds: float, run: Run) -> int:
         """The most steps that end within `seconds`, evaluations and saves included; at least one."""
         low, high = 1, max(2, int(seconds / self.seconds_per_step) + 2)

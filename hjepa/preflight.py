@@ -329,7 +329,8 @@ def _add_disk(report: Report, path: Path, measured: Measured, keep: int, saves: 
     report.figures |= {"bytes_of_checkpoint": measured.bytes_of_save, "bytes_of_run": needed}
     report.add(
         "disk",
-        f"{each} a checkpoint, {keep} kept: {amount_of_memory(needed)} of {amount_of_memory(free)} free at {path}",
+        f"{each} a checkpoint, written in {amount_of_time(measured.seconds_of_save)}, {keep} kept: "
+        f"{amount_of_memory(needed)} of {amount_of_memory(free)} free at {path}",
         "ok" if needed < 0.9 * free else "warning",
     )
 

@@ -39,6 +39,7 @@ class Progress:
         step: optimizer steps done.
         total: optimizer steps of the whole run, fixed once; 0 before that.
         seconds: time that earlier processes of this run have used.
+        reserve: time that is kept for the end, where the run has a limit.
         epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
         bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
     """
@@ -46,6 +47,7 @@ class Progress:
     step: int
     total: int
     seconds: float
+    reserve: float
     epoch_loss: Tensor
     bad_in_a_row: Tensor
     bad_steps: Tensor
@@ -54,7 +56,7 @@ class Progress:
     def start(cls, device: torch.device) -> Progress:
         """Nothing done yet."""
         zero = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(0, 0, 0.0, torch.zeros((), device=device), zero, zero.clone())
+        return cls(0, 0, 0.0, 0.0, torch.zeros((), device=device), zero, zero.clone())
 
     @classmethod
     def restore(cls, saved: dict[str, Any], device: torch.device) -> Progress:

@@ -64,7 +64,7 @@ def plan(run: Run) -> Schedules:
             measured = measure_run(run)
         fitting = measured.steps_within(training.seconds - run.seconds, run)
         # The first process's clock decides for all.
-        fitting = int(run.fabric.broadcast(fitting))
+        fitting, run.progress.reserve = run.fabric.broadcast((fitting, measured.seconds_at_end))
         total = min(wanted, fitting) if wanted else fitting
         end = measured.seconds_of(total, run)
         run.console.say(
@@ -85,7 +85,7 @@ def fit(run: Run) -> None:
     """Take the steps that are left."""
     config, fabric, progress, schedules = run.config, run.fabric, run.progress, run.schedules
     assert schedules is not None, "plan comes first"
-    per_epoch, limit = run.batches.steps_per_epoch, config.training.seconds
+    per_epoch = run.batches.steps_per_epoch
     last_step = min(schedules.total, config.training.max_steps or schedules.total)
     last_epoch = -(-schedules.total // per_epoch)
     if run.folder is not None:
@@ -113,19 +113,15 @@ def fit(run: Run) -> None:
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
             if run.folder is not None:
                 run.folder.log(progress.step, epoch, values)
-            if limit is not None and not last and fabric.broadcast(run.seconds > limit):
-                run.console.warn(
-                    f"training.max_time={config.training.max_time} is used up after step {progress.step} of "
-                    f"{last_step}: this machine was slower than it was when the run was planned; saved"
-                )
+            if not last and out_of_time(run, last_step):
                 last, last_step = True, progress.step
         if end_of_epoch or last:
             minutes, memory = (time.monotonic() - epoch_start) / 60, peak_memory(fabric.device) / 1e9
             mean = float(progress.epoch_loss) / ((progress.step - 1) % per_epoch + 1)
             line = f"Epoch {epoch}/{last_epoch}: loss={mean:.3f} | time={minutes:.1f}min | mem={memory:.1f}GB"
-            if limit is not None:
-                rate = (time.monotonic() - start) / (progress.step - first_step)
-                line += f" | ends {_clock((last_step - progress.step) * rate)}"
+            if config.training.max_time is not None:
+                left = (last_step - progress.step) * (time.monotonic() - start) / (progress.step - first_step)
+                line += f" | ends {_clock(left + progress.reserve)}"
             run.console.say(line)
         if end_of_epoch:
             progress.epoch_loss.zero_()
@@ -145,6 +141,22 @@ def fit(run: Run) -> None:
     bar.close()
     save(run)
     evaluate(run, -(-last_step // per_epoch))
+
+
+def out_of_time(run: Run, last_step: int) -> bool:
+    """Whether `training.max_time`, less what the last evaluation and save will take, is used up; says so.
+
+    A run is planned to end before that, so this is for a machine that turned out slower than it was.
+    """
+    limit = run.config.training.seconds
+    if limit is None or not run.fabric.broadcast(run.seconds > limit - run.progress.reserve):
+        return False
+    run.console.warn(
+        f"training.max_time={run.config.training.max_time} is used up after step {run.progress.step} of {last_step}: "
+        "this machine was slower than when the run was planned. It is saved; --resume with a larger "
+        "training.max_time takes the other steps"
+    )
+    return True
 
 
 def _clock(seconds: float) -> str:

@@ -84,3 +84,10 @@ def test_measuring_adds_time_and_memory_of_both(pair: tuple[str, str]) -> None:
     assert len(found.notes) == 2
     assert "was not measured" in found.text()
     assert "cifar10" in found.text()
+
+
+def test_the_page_about_the_night_shows_what_the_command_says() -> None:
+    paths = (str(CONFIGS / "overnight_safe.yaml"), str(CONFIGS / "overnight_training_conservative.yaml"))
+    page = (CONFIGS.parent / "docs" / "overnight.md").read_text()
+    for line in compare(*paths, [], everything=False, measure=False).markdown().splitlines():
+        assert line in page

@@ -1,0 +1,275 @@
+"""What each part of the method is worth at equal wall-clock: `python benchmarks/ladder.py --minutes 10 --seeds 1 2 3`.
+
+Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same time
+(`training.max_time`), schedules included. A run that is there already is not repeated, and one that was cut off is
+resumed. The table is printed and written beside the runs as Markdown, with a plot.
+
+Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
+tenth of each class is held out).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from hjepa.build import grid_of, run_path
+from hjepa.config import Config, load_config
+from hjepa.config.schema import Masking
+from hjepa.console import Console
+from hjepa.grid import Grid, pool
+from hjepa.masks import Masks
+from hjepa.memory import synthetic_batch
+from hjepa.model.hjepa import Output
+from hjepa.objective import Losses, Objective
+from hjepa.rng import Int64
+from hjepa.run import Run, build, open_fabric
+from hjepa.runfolder import RunFolder
+from hjepa.train import fit, plan
+
+
+class ReferenceMasks:
+    """Multi-block masks as I-JEPA's reference code draws them: one image after another.
+
+    A block's corner is drawn so that it never reaches the last row or column, and contexts are cut to the shortest of
+    the batch from the top of the image down.
+    """
+
+    def __init__(self, config: Masking, grid: Grid) -> None:
+        self.config, self.grid = config, grid
+
+    def sample(self, seed: int, step: int, stream: str, positions: Int64) -> Masks:
+        """See `BlockMasks.sample`."""
+        g = np.random.default_rng([seed, step, int(positions[0])])
+        height, width = self.grid.height, self.grid.width
+
+        def block(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
+            area, ratio = height * width * g.uniform(*scale), g.uniform(*aspect)
+            h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+            return max(1, min(h, height - 1)), max(1, min(w, width - 1))
+
+        h, w = block(self.config.mask_scale, self.config.aspect_ratio)
+        context_side = block((0.85, 1.0), (1.0, 1.0))
+        contexts, targets = [], []
+        for _ in positions:
+            while True:
+                hidden = np.zeros((height, width), bool)
+                blocks = []
+                for _ in range(self.config.num_masks):
+                    top, left = int(g.integers(0, height - h)), int(g.integers(0, width - w))
+                    hidden[top : top + h, left : left + w] = True
+                    rows, columns = np.arange(top, top + h)[:, None], np.arange(left, left + w)
+                    blocks.append(rows * width + columns)
+                seen = np.zeros((height, width), bool)
+                top, left = (int(g.integers(0, n - c)) for n, c in zip((height, width), context_side, strict=True))
+                seen[top : top + context_side[0], left : left + context_side[1]] = True
+                context = np.flatnonzero(seen & ~hidden)
+                if len(context) >= 4:
+                    break
+            contexts.append(context)
+            targets.append(np.stack(blocks))
+        shortest = min(map(len, contexts))
+        kept = np.stack([context[:shortest] for context in contexts])
+        return Masks(torch.from_numpy(kept), torch.from_numpy(np.stack(targets)))
+
+
+class PooledObjective(Objective):
+    """A coarse loss on the fine level's own prediction: no queries, no deeper taps, nothing new to know."""
+
+    def __call__(self, output: Output, seed: int) -> Losses:
+        losses = super().__call__(output, seed)
+        fine, target = output.predictions[0], output.targets[0]
+        side = fine.shape[-1]
+
+        def coarse(maps: Tensor) -> Tensor:
+            return pool(maps.flatten(-2), 1)
+
+        wanted = F.layer_norm(coarse(target).unflatten(-1, (-1, side)), (side,)).flatten(-2)
+        pooled = self._distance(coarse(fine), wanted).mean()
+        return Losses(losses.total + 0.5 * pooled, losses.terms | {"pooled": pooled.detach()})
+
+
+def reference_masks(run: Run) -> None:
+    """A0."""
+    run.batches.masks = ReferenceMasks(run.config.masking, grid_of(run.config))  # type: ignore[assignment]
+
+
+def same_tap_thrice(run: Run) -> None:
+    """A2c: as wide an output as with three taps, all of them the last block's."""
+    run.model.taps = (run.model.taps[-1],) * len(run.model.taps)
+    run.objective = Objective(run.config.loss, run.model.num_levels, run.model.taps)
+
+
+def pooled_loss(run: Run) -> None:
+    """A3c."""
+    run.objective = PooledObjective(run.config.loss, run.model.num_levels, run.model.taps)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One rung.
+
+    Attributes:
+        title: what it is.
+        overrides: of the recipe.
+        change: what no setting can say.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    change: Callable[[Run], None] | None = None
+
+
+FLAT = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]")
+MASKS = ("masking.num_masks=4", "masking.mask_scale=[0.15,0.2]")
+TAPS = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]", *MASKS)
+LEVELS = ("data.num_views=1", "model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]", *MASKS)
+ALONE = ("model.use_target_encoder=false", "masking.num_masks=0")
+
+
+def arms(depth: int) -> dict[str, Arm]:
+    """The ladder of the design, section 7, for an encoder of `depth` blocks."""
+    last = f"model.target_layers=[{depth}]"
+    return {
+        "A0": Arm("flat, reference masks", (*FLAT, *MASKS, last), reference_masks),
+        "A1": Arm("flat", (*FLAT, *MASKS, last)),
+        "A2": Arm("+ taps", TAPS),
+        "A2c": Arm("last tap thrice", TAPS, same_tap_thrice),
+        "A3": Arm("+ coarse level", (*LEVELS, "loss.type=smoothl1")),
+        "A3c": Arm("pooled loss, same head", TAPS, pooled_loss),
+        "A4": Arm("+ SIGReg, one view", (*LEVELS, "loss.type=sigreg")),
+        "A5": Arm("the recipe: + image level", ()),
+        "A5c": Arm("image level alone", (*ALONE, "loss.hierarchy_weights=[0,0]")),
+        "A5h": Arm("image level alone, half of each view", (*ALONE, "loss.hierarchy_weights=[0,0]", HALF)),
+    }
+
+
+HALF = "masking.context_scale=[0.5,0.5]"
+
+
+def flops_per_image(run: Run) -> float:
+    """Operations of one step, forward and backward, per image."""
+    size = 8
+    batch = synthetic_batch(run.config, size, run.fabric.device)
+    run.model.train()
+    with FlopCounterMode(display=False) as counter:
+        run.objective(run.model(*batch), 0).total.backward()
+    run.model.zero_grad()
+    return counter.get_total_flops() / size
+
+
+def run_arm(name: str, config: Config) -> None:
+    """Train one arm and leave `result.json` in its folder."""
+    fabric, kind = open_fabric(config)
+    folder = RunFolder(run_path(config), config.experiment.name, config.logging)
+    with Console() as console:
+        run = build(config, fabric, kind, console, folder, resume=True)
+        change = arms(config.model.shape.depth)[name].change
+        if change is not None:
+            change(run)
+        flops = flops_per_image(run)
+        plan(run)
+        fit(run)
+    folder.close()
+    result = {"steps": run.progress.step, "images": run.progress.step * run.batches.batch_size, "gflops": flops / 1e9}
+    (run_path(config) / "result.json").write_text(json.dumps(result | run.results))
+
+
+COLUMNS = (
+    ("knn", "eval/knn"),
+    ("knn online", "eval/knn_online"),
+    ("linear", "eval/linear"),
+    ("linear online", "eval/linear_online"),
+    ("knn pixels", "eval/knn_pixels"),
+    ("knn untrained", "eval/knn_random"),
+    ("images", "images"),
+    ("GFLOP / image", "gflops"),
+)
+
+
+def table(results: dict[str, list[dict[str, float]]], titles: dict[str, str]) -> str:
+    """Mean and standard deviation over seeds, as Markdown."""
+    lines = ["| arm | | seeds | " + " | ".join(name for name, _ in COLUMNS) + " |", "| --- " * (len(COLUMNS) + 3) + "|"]
+    for arm, runs in results.items():
+        cells = []
+        for _, key in COLUMNS:
+            values = [run[key] for run in runs if key in run]
+            spread = f" +- {statistics.stdev(values):.1f}" if len(values) > 1 and key.startswith("eval") else ""
+            digits = 0 if key == "images" else 1 if key.startswith("eval") else 3
+            cells.append(f"{statistics.mean(values):.{digits}f}{spread}" if values else "-")
+        lines.append(f"| {arm} | {titles[arm]} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """k-NN of every seed by arm, beside its baselines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(1.2 * len(results) + 2, 4))
+    for i, runs in enumerate(results.values()):
+        for key, mark, label in (("eval/knn", "o", "target"), ("eval/knn_online", "x", "online")):
+            values = [run[key] for run in runs if key in run]
+            axes.plot([i] * len(values), values, mark, color="C0" if mark == "o" else "C1", label=None if i else label)
+    first = next(iter(results.values()))[0]
+    axes.axhline(first["eval/knn_pixels"], color="grey", linestyle="--", label="raw pixels")
+    axes.axhline(first["eval/knn_random"], color="grey", linestyle=":", label="untrained")
+    axes.set_xticks(range(len(results)), list(results))
+    axes.set_ylabel("k-NN, %")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/cifar10.yaml", help="the recipe")
+    parser.add_argument("--minutes", type=float, default=10, help="for each arm")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", default=["A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A5", "A5c"])
+    parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
+    parser.add_argument("--set", nargs="*", default=[], help="key=value for all arms")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+
+    def config_of(arm: str, seed: int) -> Config:
+        base = load_config(args.config, args.set)
+        words = [*args.set, *arms(base.model.shape.depth)[arm].overrides, f"experiment.seed={seed}"]
+        words += [f"experiment.output_dir={args.out / f'{arm}-{seed}'}", "training.epochs=null"]
+        words += ["evaluation.eval_frequency=100000", f"training.max_time={args.minutes:g}m"]
+        return load_config(args.config, words)
+
+    if args.one:
+        run_arm(args.one[0], config_of(args.one[0], int(args.one[1])))
+        return
+    titles = {name: arm.title for name, arm in arms(load_config(args.config, args.set).model.shape.depth).items()}
+    results: dict[str, list[dict[str, float]]] = {}
+    # Seed by seed, so that a ladder that is cut off has whole rows.
+    for seed in args.seeds:
+        for arm in args.arms:
+            path = run_path(config_of(arm, seed)) / "result.json"
+            if not path.exists():
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", arm, str(seed)], check=True)
+            results.setdefault(arm, []).append(json.loads(path.read_text()))
+            text = table(results, titles)
+            (args.out / "ladder.md").write_text(text + "\n")
+    print(text)
+    plot(results, args.out / "ladder.png")
+
+
+if __name__ == "__main__":
+    main()
