@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa.build import grid_of, run_path
 from hjepa.config import Config, load_config
-from hjepa.config.schema import Masking
+from hjepa.config.sections import Masking
 from hjepa.console import Console
 from hjepa.grid import Grid, pool
 from hjepa.masks import Masks

@@ -142,7 +142,7 @@ def _write(path: Path, text: str) -> None:
 def _load(settings: list[str] | None, config: Path | None, hours: float | None) -> Config:
     """The config that the words of a command line name."""
     from hjepa.config import load_config
-    from hjepa.config.geometry import process_checks
+    from hjepa.config.checks import process_checks
 
     words = list(settings or [])
     if config is None and words and "=" not in words[0]:
@@ -151,7 +151,7 @@ def _load(settings: list[str] | None, config: Path | None, hours: float | None) 
         words.append(f"training.max_time={hours:g}h")
     resolved = load_config(config, words)
     # As torchrun sets it; the rest of the house asks again, after torch is there.
-    wrong = process_checks(resolved, int(os.environ.get("WORLD_SIZE", "1")))
+    wrong = process_checks(resolved.data, resolved.training, int(os.environ.get("WORLD_SIZE", "1")))
     if wrong:
         raise ConfigError(wrong)
     return resolved

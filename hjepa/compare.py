@@ -14,7 +14,8 @@ from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.config.walk import flat, general, leaves
 from hjepa.errors import ConfigError
-from hjepa.preflight import Report, amount_of_memory, amount_of_time, describe_model, describe_tokens, millions
+from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
+from hjepa.preflight import describe_model, describe_tokens
 
 WIDTH = 100
 VALUE_WIDTH = 18

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from hjepa.config.geometry import feasible_blocks
-from hjepa.config.schema import Masking
+from hjepa.config.sections import Masking
 from hjepa.errors import ConfigError
 from hjepa.grid import Grid
 from hjepa.rng import Int64, uniform

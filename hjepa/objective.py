@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa.config.schema import Loss, SIGReg
+from hjepa.config.sections import Loss, SIGReg
 from hjepa.model.hjepa import Output
 from hjepa.model.pyramid import taps_of_level
 

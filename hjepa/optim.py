@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hjepa.config.model import EMA
-from hjepa.config.schema import Training
+from hjepa.config.sections import Training
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

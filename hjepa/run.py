@@ -12,7 +12,7 @@ from torch import Tensor
 from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config
-from hjepa.config.geometry import process_checks
+from hjepa.config.checks import process_checks
 from hjepa.config.switches import idle_settings
 from hjepa.console import Console
 from hjepa.data.loader import Batches
@@ -101,7 +101,7 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
     """
     kind = choose(config.device)
     local, nodes = process_layout()
-    wrong = process_checks(config, local * nodes)
+    wrong = process_checks(config.data, config.training, local * nodes)
     if wrong:
         raise ConfigError(wrong)
     fabric = Fabric(

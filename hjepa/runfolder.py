@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hjepa.config.schema import Logging
+from hjepa.config.sections import Logging
 from hjepa.errors import ConfigError, FolderInUseError, StorageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hjepa.config import load_config
 from hjepa.config.geometry import feasible_blocks
-from hjepa.config.schema import Masking
+from hjepa.config.sections import Masking
 from hjepa.errors import ConfigError
 from hjepa.grid import Grid
 from hjepa.masks import BlockMasks

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hjepa.config.schema import Loss, SIGReg
+from hjepa.config.sections import Loss, SIGReg
 from hjepa.model.hjepa import Output
 from hjepa.objective import Objective, agreement, covariance, gaussianity, invariance, variance
 

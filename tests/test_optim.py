@@ -6,7 +6,7 @@ import torch
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.config.model import EMA
-from hjepa.config.schema import Training
+from hjepa.config.sections import Training
 from hjepa.optim import Schedules, build_optimizer, clip_gradients, parameter_groups, skip_step_if
 
 

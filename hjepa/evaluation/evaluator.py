@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hjepa.config.data import Augmentation, Data
-from hjepa.config.schema import Evaluation
+from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
 from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features

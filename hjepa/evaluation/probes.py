@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hjepa.config.schema import Evaluation
+from hjepa.config.sections import Evaluation
 from hjepa.evaluation.ridge import Ridge
 from hjepa.rng import permute
 

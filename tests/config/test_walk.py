@@ -1,4 +1,5 @@
-from hjepa.config.schema import Config, Training
+from hjepa.config.schema import Config
+from hjepa.config.sections import Training
 from hjepa.config.walk import flat, general, leaves
 
 

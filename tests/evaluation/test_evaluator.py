@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hjepa.config.data import Data
-from hjepa.config.schema import Evaluation
+from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
 from hjepa.evaluation.evaluator import Evaluator, shares, skip_reason, usable

@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from hjepa.config.schema import KNN, Evaluation
+from hjepa.config.sections import KNN, Evaluation
 from hjepa.evaluation import ridge as ridge_module
 from hjepa.evaluation.probes import (
     accuracy,

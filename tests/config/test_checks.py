@@ -1,11 +1,12 @@
 import pytest
 
 from hjepa.config import load_config
-from hjepa.config.geometry import process_checks
+from hjepa.config.checks import process_checks
 
 
 def wrong(processes: int, *overrides: str) -> str | None:
-    return process_checks(load_config(None, overrides), processes)
+    config = load_config(None, overrides)
+    return process_checks(config.data, config.training, processes)
 
 
 def test_a_batch_has_to_divide_into_processes_and_parts() -> None:
