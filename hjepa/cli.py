@@ -80,7 +80,8 @@ def check(
     from hjepa.preflight import check as look
 
     report = look(resolved, started=STARTED, all_images=all_images)
-    typer.echo(report.json() if as_json else report.table())
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(report.json() if as_json else report.table())
     sys.exit(report.exit_code)
 
 

@@ -120,6 +120,21 @@ def free_memory(device: torch.device) -> int:
     return free
 
 
+def held_memory(device: torch.device) -> int:
+    """Memory of the device that this process holds now, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return resident_memory()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device refused memory; only CUDA has an error of its own for it."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was told, so that a clock can be read."""
     if device.type == "cuda":

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+
+_alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, `gather_batch` waits for nobody: for trials that each process makes by itself."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def gather_batch(x: Tensor, dim: int) -> Tensor:
@@ -15,6 +31,6 @@ def gather_batch(x: Tensor, dim: int) -> Tensor:
     gradients into each part, and data parallelism averages over processes, so the gradient is that of one process
     holding the whole batch.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
     return torch.cat(tuple(all_gather(x.contiguous())), dim=dim)

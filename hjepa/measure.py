@@ -15,7 +15,9 @@ from tempfile import mkdtemp
 from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config
-from hjepa.device import peak_memory, resident_memory, synchronize
+from hjepa.config.sections import Training
+from hjepa.device import forget_peak, peak_memory, resident_memory, synchronize
+from hjepa.errors import ConfigError, StorageError
 from hjepa.optim import Schedules
 from hjepa.run import Progress, Run
 from hjepa.step import describe, take_step
@@ -61,8 +63,8 @@ class Measured:
 
     @property
     def seconds_at_end(self) -> float:
-        """Time from the last step to the last figure."""
-        return self.seconds_of_evaluation + self.seconds_of_baselines + self.seconds_of_save
+        """Time from the last step to the last figure, without baselines."""
+        return self.seconds_of_evaluation + self.seconds_of_save
 
     def steps_within(self, seconds: float, run: Run) -> int:
         """The most steps that end within `seconds`, evaluations and saves included; at least one."""
@@ -82,6 +84,19 @@ def occasions(config: Config, total: int, per_epoch: int) -> tuple[int, int]:
     epochs, steps = config.checkpoint.save_frequency * per_epoch, config.checkpoint.save_frequency_steps
     both = times(math.lcm(epochs, steps)) if epochs and steps else 0
     return times(config.evaluation.eval_frequency * per_epoch) + 1, times(epochs) + times(steps) - both + 1
+
+
+def refuse_long_warmup(training: Training, total: int, per_epoch: int) -> None:
+    """Where epochs are left to `max_time`, nobody knew before how many there would be.
+
+    Raises:
+        ConfigError: when the warm-up is as long as the run.
+    """
+    if training.epochs is None and (training.warmup_epochs or 0) * per_epoch >= total:
+        raise ConfigError(
+            f"training.warmup_epochs: {training.warmup_epochs:g} leaves nothing of the {total / per_epoch:.3g} epochs "
+            f"that max_time allows; use {max(0.0, round(0.1 * total / per_epoch, 2)):g} or leave it out"
+        )
 
 
 @contextmanager
@@ -110,6 +125,8 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     """
     device, per_epoch = run.fabric.device, run.batches.steps_per_epoch
     schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
+    if device.type != "cpu":
+        forget_peak(device)  # that of the search for a batch that fits
     run.model.train()
     batches = iter(run.batches.loader(0, 10_000, run.kind.pin_memory))
     for step in range(WARM_STEPS):
@@ -118,10 +135,16 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
             start = time.monotonic()
         take_step(run, schedules, step, batches)
     synchronize(device)
-    # As many on every process: they wait for each other's gradients.
-    count = int(run.fabric.broadcast(max(LEAST_STEPS, min(200, int(seconds / (time.monotonic() - start))))))
+    # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
+    # first, in a few times the time that is measured.
+    one = time.monotonic() - start
+    ahead = min(2 * run.config.data.num_workers // run.batches.parts, int(4 * seconds / one))
+    ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
+    for step in range(WARM_STEPS, WARM_STEPS + ahead):
+        take_step(run, schedules, step, batches)
+    synchronize(device)
     start = time.monotonic()
-    for step in range(WARM_STEPS, WARM_STEPS + count):
+    for step in range(WARM_STEPS + ahead, WARM_STEPS + ahead + count):
         taken = take_step(run, schedules, step, batches)
     synchronize(device)
     per_step = (time.monotonic() - start) / count
@@ -145,7 +168,10 @@ def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
     """Seconds and bytes of a checkpoint on the disk that the run writes to."""
     if not run.fabric.is_global_zero:
         return 0.0, 0
-    folder = Path(mkdtemp(prefix=".trial-", dir=place))
+    try:
+        folder = Path(mkdtemp(prefix=".trial-", dir=place))
+    except OSError as error:
+        raise StorageError(f"{place}: cannot be written ({error.strerror}); set experiment.output_dir") from None
     try:
         trainer = {"optimizer": run.optimizer.state_dict(), "progress": vars(run.progress)}
         start = time.monotonic()

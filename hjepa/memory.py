@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hjepa.build import grid_of
 from hjepa.config import Config
-from hjepa.device import forget_peak, free_memory, peak_memory, resident_memory
+from hjepa.device import forget_peak, free_memory, is_out_of_memory, peak_memory, resident_memory
+from hjepa.distributed import alone
 from hjepa.errors import ConfigError
 from hjepa.lightning import Fabric
 from hjepa.masks import BlockMasks, Masks
@@ -51,6 +52,11 @@ def settle_batch_size(config: Config, model: HJEPA, fabric: Fabric, saved: dict[
         fitting = int(fabric.all_gather(torch.tensor(found)).min())
         least = 2 if config.loss.has_image_level else 1
         sizes = [n for n in range(least, min(fitting, share) + 1) if share % n == 0]
+        if not sizes and fitting >= least:
+            raise ConfigError(
+                f"data.global_batch_size: {share} image(s) on a process do not divide into parts of {least} to "
+                f"{fitting}; use a multiple of {fabric.world_size * fitting}"
+            )
         if not sizes:
             raise ConfigError(
                 f"data.batch_size: {least} image(s) do not fit into this device's memory; set "
@@ -88,10 +94,13 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
     def peak(size: int) -> float:
         forget_peak(device)
         try:
-            with autocast():
+            with alone(), autocast():
                 losses = objective(model(*synthetic_batch(config, size, device)), 0)
-            losses.total.backward()
-        except torch.OutOfMemoryError:
+            with alone():
+                losses.total.backward()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return float("inf")
         finally:
             model.zero_grad()
@@ -99,15 +108,16 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
 
     model.train()
     size, last, here = 2, 0.0, peak(2)
-    while here < TELLING_BYTES and size < most and here < budget:
+    # At least twice: the first holds the gradients as well, which no further image adds to. But only what will fit.
+    while size < most and here + min(here, 2 * (here - last)) < budget and (size == 2 or here - last < TELLING_BYTES):
         size, last, here = size * 2, here, peak(size * 2)
     slope = (here - last) / (size / 2) if size > 2 else here / size
-    if slope > 0:
+    if here == float("inf"):
+        fits = size // 2 if size > 2 else 0
+    elif slope > 0:
         fits = min(most, int(size + (budget - here) / slope))
     else:
         fits = most if budget > here else 0
-    if here == float("inf"):
-        fits = size // 2 if size > 2 else 0
     while device.type == "cuda" and fits > size and peak(fits) == float("inf"):
         fits = int(fits * 0.9)
     model.train(training)

@@ -24,12 +24,12 @@ from hjepa.console import Console
 from hjepa.data.files import FileSource
 from hjepa.data.source import Source
 from hjepa.data.sources import TITLES, CachedSource, open_training
-from hjepa.device import free_memory, peak_memory, precision
-from hjepa.errors import DataError, StorageError, UserError
+from hjepa.device import free_memory, held_memory, is_out_of_memory, precision
+from hjepa.errors import ConfigError, DataError, StorageError, UserError
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
 from hjepa.grid import cells
 from hjepa.masks import BlockMasks
-from hjepa.measure import Measured, measure_run, occasions
+from hjepa.measure import Measured, measure_run, occasions, refuse_long_warmup
 from hjepa.memory import largest_batch
 from hjepa.model.hjepa import HJEPA
 from hjepa.run import Run, build, open_fabric
@@ -56,8 +56,10 @@ def check(config: Config, started: float | None = None, all_images: bool = False
     report.add("config", f"{config.experiment.name}: every setting is known and goes with the others")
     for line in idle_settings(config):
         report.add("config", line, "warning")
-    model = create_hjepa_from_config(config)
-    describe_model(report, config, model)
+    try:
+        describe_model(report, config, create_hjepa_from_config(config))
+    except UserError as error:
+        report.fail("model", error)
     describe_tokens(report, config)
     try:
         fabric, kind = open_fabric(config)
@@ -65,10 +67,17 @@ def check(config: Config, started: float | None = None, all_images: bool = False
         report.add("device", f"{fabric.device}{processes}, {precision(kind, config.training.use_amp)}")
     except UserError as error:
         report.fail("device", error)
+    searching = time.monotonic()
     try:
-        describe_data(report, config, all_images)
+        if not report.exit_code:
+            # One process at a time: the first may have to download.
+            with fabric.rank_zero_first():
+                describe_data(report, config, all_images)
+        else:
+            describe_data(report, config, all_images)
     except UserError as error:
         report.fail("data", error)
+    searching = time.monotonic() - searching
     _check_folder(report, config)
     if report.exit_code:
         return report
@@ -78,11 +87,16 @@ def check(config: Config, started: float | None = None, all_images: bool = False
         if run.config.data.batch_size != config.data.batch_size:
             parts = run.config.training.accumulation_steps
             report.add("batch", f"auto: {run.batches.batch_size} images a step, computed in {parts} part(s)")
-        startup = time.monotonic() - started
+        startup = time.monotonic() - started - searching
         measured = measure_run(run, seconds, _existing(run_path(config)))
         describe_costs(report, run, measured, startup)
     except UserError as error:
         report.fail("steps", error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        remedy = "set data.batch_size=auto, or raise training.accumulation_steps"
+        report.fail("memory", ConfigError(f"data.batch_size: {config.data.batch_size} does not fit; {remedy}"))
     return report
 
 
@@ -190,6 +204,7 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
     if training.seconds is not None:
         fitting = measured.steps_within(training.seconds - startup - decoding, run)
         total = min(total, fitting) if total else fitting
+        refuse_long_warmup(training, total, per_epoch)
     steps = min(total, training.max_steps or total)
     seconds = startup + decoding + measured.seconds_of(steps, run)
     evaluations, saves = occasions(config, steps, per_epoch)
@@ -228,14 +243,16 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
         "time",
         f"{amount_of_time(seconds)} for {steps} steps ({epochs:.4g} epochs){before}; "
         f"started now it ends {end:%a %H:%M}",
-        "warning" if seconds > 86400 else "ok",
+        "warning" if seconds > (training.seconds or 86400) else "ok",
     )
     if training.seconds is not None and training.epochs is not None and total < training.epochs * per_epoch:
         report.add(
-            "time", f"training.max_time={training.max_time} cuts {training.epochs} epochs to {epochs:.4g}", "warning"
+            "time",
+            f"training.max_time={training.max_time} cuts {training.epochs} epochs to {total / per_epoch:.4g}",
+            "warning",
         )
     if device.type != "cpu":
-        report.figures["device_memory"] = peak_memory(device)
+        report.figures["device_memory"] = measured.peak_memory
 
 
 def _add_memory(report: Report, run: Run, measured: Measured, undecoded: int) -> None:
@@ -245,7 +262,7 @@ def _add_memory(report: Report, run: Run, measured: Measured, undecoded: int) ->
     on_host = undecoded if device.type == "cpu" else 0
     peak = max(measured.peak_memory, measured.resident + (beside if device.type == "cpu" else 0)) + on_host
     most = largest_batch(config, run.model, device, LARGEST_OF_INTEREST, run.fabric.autocast)
-    free = free_memory(device) + measured.peak_memory
+    free = free_memory(device) + held_memory(device)
     per_part = run.batches.batch_size // (run.batches.parts * run.fabric.world_size)
     report.figures |= {"peak_memory": peak, "largest_batch": most}
     shown = f"more than {LARGEST_OF_INTEREST}" if most >= LARGEST_OF_INTEREST else f"about {most}"
@@ -273,10 +290,10 @@ def _add_disk(report: Report, path: Path, measured: Measured, keep: int, saves: 
 
 def _check_folder(report: Report, config: Config) -> None:
     path = run_path(config)
-    if checkpoint.find(path / "checkpoints"):
-        report.add("folder", f"{path} holds a run already; train --resume continues it", "warning")
-    elif not os.access(_existing(path), os.W_OK | os.X_OK):
+    if not os.access(_existing(path), os.W_OK | os.X_OK):
         report.fail("folder", StorageError(f"{path}: cannot be written; set experiment.output_dir"))
+    elif checkpoint.find(path / "checkpoints"):
+        report.add("folder", f"{path} holds a run already; train --resume continues it", "warning")
     else:
         report.add("folder", f"{path}")
 

@@ -40,6 +40,7 @@ class Progress:
         total: optimizer steps of the whole run, fixed once; 0 before that.
         seconds: time that earlier processes of this run have used.
         reserve: time that is kept for the end, where the run has a limit.
+        baselines: time that is kept for the first evaluation's baselines beside that.
         epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
         bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
     """
@@ -48,6 +49,7 @@ class Progress:
     total: int
     seconds: float
     reserve: float
+    baselines: float
     epoch_loss: Tensor
     bad_in_a_row: Tensor
     bad_steps: Tensor
@@ -56,7 +58,7 @@ class Progress:
     def start(cls, device: torch.device) -> Progress:
         """Nothing done yet."""
         zero = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(0, 0, 0.0, 0.0, torch.zeros((), device=device), zero, zero.clone())
+        return cls(0, 0, 0.0, 0.0, 0.0, torch.zeros((), device=device), zero, zero.clone())
 
     @classmethod
     def restore(cls, saved: dict[str, Any], device: torch.device) -> Progress:
@@ -157,6 +159,9 @@ def build(
     console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
     if config.data.batch_size == "auto":
         config = settle_batch_size(config, model, fabric, saved.config if saved else None)
+        wrong = process_checks(config.data, config.training, fabric.world_size)
+        if wrong:
+            raise ConfigError(wrong)
         parts = config.training.accumulation_steps
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if saved is not None:

@@ -11,10 +11,10 @@ from hjepa import checkpoint
 from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
-from hjepa.device import peak_memory
+from hjepa.device import forget_peak, peak_memory
 from hjepa.errors import NonFiniteError
 from hjepa.evaluate import probe, show_results
-from hjepa.measure import measure_run, restored
+from hjepa.measure import measure_run, refuse_long_warmup, restored
 from hjepa.optim import Schedules
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
@@ -64,7 +64,9 @@ def plan(run: Run) -> Schedules:
             measured = measure_run(run)
         fitting = measured.steps_within(training.seconds - run.seconds, run)
         # The first process's clock decides for all.
-        fitting, run.progress.reserve = run.fabric.broadcast((fitting, measured.seconds_at_end))
+        fitting, run.progress.reserve, run.progress.baselines = run.fabric.broadcast(
+            (fitting, measured.seconds_at_end, measured.seconds_of_baselines)
+        )
         total = min(wanted, fitting) if wanted else fitting
         end = measured.seconds_of(total, run)
         run.console.say(
@@ -76,6 +78,12 @@ def plan(run: Run) -> Schedules:
         elif wanted and total < wanted:
             hours = measured.seconds_of(wanted, run) / 3600
             run.console.say(f"All of training.epochs={training.epochs} would take {hours:.2g}h")
+        if end > training.seconds - run.seconds:
+            run.console.warn(
+                f"training.max_time={training.max_time} is less than a step, an evaluation and a save take; the run "
+                "will end later"
+            )
+        refuse_long_warmup(training, total, per_epoch)
     run.progress.total = total
     run.schedules = Schedules(training, run.config.model.ema, per_epoch, total)
     return run.schedules
@@ -97,6 +105,8 @@ def fit(run: Run) -> None:
     meter = Meter(run.batches.batch_size)
     start, first_step = time.monotonic(), progress.step
     epoch_start = start
+    if fabric.device.type != "cpu":
+        forget_peak(fabric.device)  # that of trials before the first step
 
     run.model.train()
     for step in range(progress.step, last_step):
@@ -149,7 +159,11 @@ def out_of_time(run: Run, last_step: int) -> bool:
     A run is planned to end before that, so this is for a machine that turned out slower than it was.
     """
     limit = run.config.training.seconds
-    if limit is None or not run.fabric.broadcast(run.seconds > limit - run.progress.reserve):
+    if limit is None:
+        return False
+    paid = run.evaluator is not None and run.evaluator.has_baselines
+    reserve = run.progress.reserve + (0 if paid else run.progress.baselines)
+    if not run.fabric.broadcast(run.seconds > limit - reserve):
         return False
     run.console.warn(
         f"training.max_time={run.config.training.max_time} is used up after step {run.progress.step} of {last_step}: "

@@ -62,7 +62,7 @@ def test_a_small_memory_takes_several_parts(
     config = settled(auto)
     assert (config.data.batch_size, config.training.accumulation_steps) == (64, parts)
     assert config.data.global_batch_size is None
-    assert max(machine) <= 8  # memory is not filled to find out
+    assert max(machine) <= min(16, max(2, images))  # memory is not filled to find out
 
 
 def test_the_default_is_256_images(small: tuple[str, ...], machine: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +89,52 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         ConfigError, match=r"do not fit .* set training.use_gradient_checkpointing=true or choose a smaller model"
     ):
         settled(auto)
+
+
+@pytest.mark.parametrize("fits", [0, 2, 8])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_a_device_that_refuses_memory_ends_the_search(
+    auto: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, fits: int, error: RuntimeError
+) -> None:
+    def refused(config: Config, size: int, device: torch.device) -> object:
+        if size > fits:
+            raise error
+        return synthetic_batch(config, size, device)
+
+    monkeypatch.setattr("hjepa.memory.synthetic_batch", refused)
+    monkeypatch.setattr("hjepa.memory.resident_memory", lambda: 100 * MB)
+    monkeypatch.setattr("hjepa.memory.peak_memory", lambda device: 101 * MB)
+    free(monkeypatch, 10**12)
+    if fits:
+        assert settled(auto).training.accumulation_steps == 64 // fits
+    else:
+        with pytest.raises(ConfigError, match="do not fit"):
+            settled(auto)
+
+
+def test_a_fault_that_is_not_about_memory_is_not_hidden(auto: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(config: Config, size: int, device: torch.device) -> object:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("hjepa.memory.synthetic_batch", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        settled(auto)
+
+
+def test_gradients_are_not_taken_for_the_cost_of_an_image(
+    auto: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def counted(config: Config, size: int, device: torch.device) -> object:
+        tried.append(size)
+        return synthetic_batch(config, size, device)
+
+    monkeypatch.setattr("hjepa.memory.synthetic_batch", counted)
+    monkeypatch.setattr("hjepa.memory.resident_memory", lambda: 0)
+    monkeypatch.setattr("hjepa.memory.peak_memory", lambda device: 400 * MB + tried[-1] * PER_IMAGE)
+    free(monkeypatch, 5000 * MB)  # 0.7 of it less the gradients is room for 77 images
+    assert settled(auto).training.accumulation_steps == 1
 
 
 def test_no_memory_is_no_room_even_where_a_step_shows_no_growth(

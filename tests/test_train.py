@@ -347,6 +347,16 @@ def test_epochs_that_would_take_longer_are_fewer_steps(
     assert "All of training.epochs=4 would take 0.89h" in out
 
 
+def test_a_warmup_longer_than_the_time_is_refused_with_one_that_fits(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured(monkeypatch, 100)
+    extra = ("training.epochs=null", "training.max_time=20m", "evaluation.eval_frequency=0")
+    with pytest.raises(ConfigError, match=r"warmup_epochs: 10 leaves nothing of the 1\.38 epochs .* use 0\.14"):
+        train(configure(*extra, "training.warmup_epochs=10"))
+    train(configure(*extra, "training.warmup_epochs=0.14"), resume=True)
+
+
 def test_a_continued_run_keeps_the_number_of_steps_that_was_planned(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,11 @@ def cross_checks(model: Model, data: Data, masking: Masking, loss: Loss, trainin
         yield Conflict(
             ("data.num_views", "loss.hierarchy_weights"), "without prediction there must be two views to compare; use 2"
         )
+    if data.batch_size == "auto" and loss.has_image_level and data.global_batch_size == 1:
+        yield Conflict(
+            ("data.global_batch_size", "loss.type"),
+            f"loss.type={loss.type} compares the images of a batch with each other; use at least 2",
+        )
     if data.batch_size == "auto" and training.accumulation_steps != 1:
         yield Conflict(
             ("training.accumulation_steps", "data.batch_size"),
@@ -84,9 +89,16 @@ def _grid_checks(model: Model, data: Data, masking: Masking) -> Iterator[Conflic
             ("data.image_size", "model.patch_size", "model.encoder_type"),
             f"{data.image_size} is not a multiple of the patch size {patch}; use {_multiples(data.image_size, patch)}",
         )
+        return
+    side = data.image_size // patch
+    min_side = 2 ** (model.num_hierarchies - 1)
+    if side < min_side:
+        yield Conflict(
+            ("model.num_hierarchies", "data.image_size", "model.patch_size", "model.encoder_type"),
+            f"{model.num_hierarchies} levels need a grid of {min_side} x {min_side} patches, and an image has "
+            f"{side} x {side}; use at most {side.bit_length()}",
+        )
     elif masking.num_masks:
-        side = data.image_size // patch
-        min_side = 2 ** (model.num_hierarchies - 1)
         settings = (side, side, masking.num_masks, masking.mask_scale, masking.aspect_ratio, min_side)
         if not feasible_blocks(*settings):
             keys = ("mask_scale", "num_masks", "aspect_ratio")

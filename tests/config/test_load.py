@@ -274,6 +274,12 @@ def test_an_override_is_named_as_the_place_and_not_the_file(tmp_path: Path) -> N
         ("model:\n  target_layers: [3, 13]\n", "names block 13 of 12"),
         ("data:\n  image_size: 230\n", "use 224 or 240"),
         ("evaluation:\n  linear_l2: []\n", "at least 1"),
+        (
+            "model: {num_hierarchies: 3}\ndata: {image_size: 32, num_views: 2}\nmasking: {num_masks: 0}\n"
+            "loss: {type: sigreg, hierarchy_weights: [0, 0, 0]}\n",
+            "3 levels need a grid of 4 x 4 patches, and an image has 2 x 2; use at most 2",
+        ),
+        ("data: {batch_size: auto, global_batch_size: 1}\nloss: {type: sigreg}\n", "use at least 2"),
         ("device: gpu\n", "device"),
     ],
 )
