@@ -132,31 +132,27 @@ class Arm:
     change: Callable[[Run], None] | None = None
 
 
-FLAT = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]")
 MASKS = ("masking.num_masks=4", "masking.mask_scale=[0.15,0.2]")
 TAPS = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]", *MASKS)
 LEVELS = ("data.num_views=1", "model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]", *MASKS)
-ALONE = ("model.use_target_encoder=false", "masking.num_masks=0")
+ALONE = ("model.use_target_encoder=false", "masking.num_masks=0", "loss.hierarchy_weights=[0,0]")
 
 
 def arms(depth: int) -> dict[str, Arm]:
     """The ladder of the design, section 7, for an encoder of `depth` blocks."""
     last = f"model.target_layers=[{depth}]"
     return {
-        "A0": Arm("flat, reference masks", (*FLAT, *MASKS, last), reference_masks),
-        "A1": Arm("flat", (*FLAT, *MASKS, last)),
+        "A0": Arm("flat, reference masks", (*TAPS, last), reference_masks),
+        "A1": Arm("flat", (*TAPS, last)),
         "A2": Arm("+ taps", TAPS),
         "A2c": Arm("last tap thrice", TAPS, same_tap_thrice),
         "A3": Arm("+ coarse level", (*LEVELS, "loss.type=smoothl1")),
         "A3c": Arm("pooled loss, same head", TAPS, pooled_loss),
         "A4": Arm("+ SIGReg, one view", (*LEVELS, "loss.type=sigreg")),
         "A5": Arm("the recipe: + image level", ()),
-        "A5c": Arm("image level alone", (*ALONE, "loss.hierarchy_weights=[0,0]")),
-        "A5h": Arm("image level alone, half of each view", (*ALONE, "loss.hierarchy_weights=[0,0]", HALF)),
+        "A5c": Arm("image level alone", ALONE),
+        "A5h": Arm("image level alone, half of each view", (*ALONE, "masking.context_scale=[0.5,0.5]")),
     }
-
-
-HALF = "masking.context_scale=[0.5,0.5]"
 
 
 def flops_per_image(run: Run) -> float:

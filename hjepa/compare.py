@@ -12,6 +12,7 @@ from typing import Any
 
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
+from hjepa.config.text import value_text
 from hjepa.config.walk import flat, general, leaves
 from hjepa.errors import ConfigError
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
@@ -36,7 +37,6 @@ MEASURED = (
     ("seconds_per_epoch", "time of an epoch", amount_of_time),
     ("seconds_total", "time of the run", amount_of_time),
     ("peak_memory", "peak memory", amount_of_memory),
-    ("device_memory", "of it on the device", amount_of_memory),
     ("largest_batch", "largest batch that fits", "{:.0f}".format),
     ("bytes_of_checkpoint", "a checkpoint", amount_of_memory),
 )
@@ -98,7 +98,7 @@ def compare(first: str, second: str, overrides: Sequence[str], everything: bool,
     values = [dict(flat(config.model_dump(mode="json"))) for config in configs]
     meanings = {leaf.key: leaf.field.description or "" for leaf in leaves()}
     for key in [*values[0], *(key for key in values[1] if key not in values[0])]:
-        a, b = (_text(side[key]) if key in side else "-" for side in values)
+        a, b = (value_text(side[key]) if key in side else "-" for side in values)
         if everything or a != b:
             comparison.settings.append((key, a, b, meanings[general(key)]))
 
@@ -160,15 +160,3 @@ def _markdown(rows: Sequence[tuple[str, str, str, str]]) -> str:
 
 def _short(path: str) -> str:
     return path.rpartition("/")[2].removesuffix(".yaml").removesuffix(".yml")
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_text, value)) + "]"
-    return str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from hjepa.data.sources import open_probe
 from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError
 from hjepa.evaluation.evaluator import Evaluator, skip_reason
+from hjepa.evaluation.features import Embed
 from hjepa.model.hjepa import HJEPA
 
 
@@ -27,12 +29,26 @@ def build_evaluator(config: Config, device: torch.device) -> Evaluator | str:
 def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float]:
     """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
     model.eval()
-    device = next(model.parameters()).device
-    online = None if model.target_encoder is None else lambda images: model.embed(images, online=True)
-    results = dict(evaluator.evaluate(model.embed, online))
-    untrained = model if evaluator.has_baselines else create_hjepa_from_config(config).to(device).eval()
+    results = dict(evaluator.evaluate(model.embed, _online(model)))
+    untrained = model if evaluator.has_baselines else _untrained(model, config)
     results |= dict(evaluator.baselines(untrained.embed))
     return {f"eval/{name}": value for name, value in results.items()}
+
+
+def probe_timing(evaluator: Evaluator, model: HJEPA, config: Config, seconds: float) -> tuple[float, float]:
+    """Seconds of a `probe` and of the first one's baselines, see `Evaluator.timing`; leaves the model in eval mode."""
+    model.eval()
+    return evaluator.timing(model.embed, _online(model), _untrained(model, config).embed, seconds)
+
+
+def _online(model: HJEPA) -> Embed | None:
+    """The context encoder's embedding, where another one stands for the model."""
+    return None if model.target_encoder is None else partial(model.embed, online=True)
+
+
+def _untrained(model: HJEPA, config: Config) -> HJEPA:
+    """The model before its first step, on the same device."""
+    return create_hjepa_from_config(config).to(next(model.parameters()).device).eval()
 
 
 def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:

@@ -65,9 +65,12 @@ class BlockMasks:
         """The block (h, w) of a step and the number of context patches: one for all views, so that they stack."""
         which, share = uniform(seed, "masks/geometry", np.asarray([step]), 2)[0]
         block = self.blocks[int(which * len(self.blocks))]
-        rest = self.grid.size - self.config.num_masks * block[0] * block[1]
         low, high = self.config.context_scale
-        return block, max(1, round((low + share * (high - low)) * rest))
+        return block, self.num_context(block, low + share * (high - low))
+
+    def num_context(self, block: tuple[int, int], share: float) -> int:
+        """Patches that a context sees: a share of what is left where no two blocks (h, w) overlap."""
+        return max(1, round(share * (self.grid.size - self.config.num_masks * block[0] * block[1])))
 
     def sample(self, seed: int, step: int, stream: str, positions: Int64) -> Masks:
         """Masks for the samples at these positions of the run.

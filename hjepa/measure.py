@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from hjepa import checkpoint
-from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config
 from hjepa.config.sections import Training
 from hjepa.device import forget_peak, peak_memory, resident_memory, synchronize
 from hjepa.errors import ConfigError, StorageError
+from hjepa.evaluate import probe_timing
 from hjepa.optim import Schedules
 from hjepa.run import Progress, Run
-from hjepa.step import describe, take_step
+from hjepa.step import Taken, describe, take_step
 
-WARM_STEPS = 2
 LEAST_STEPS = 3
 # A run that is planned to the last second ends late half of the time.
 MARGIN = 0.97
@@ -86,17 +84,21 @@ def occasions(config: Config, total: int, per_epoch: int) -> tuple[int, int]:
     return times(config.evaluation.eval_frequency * per_epoch) + 1, times(epochs) + times(steps) - both + 1
 
 
-def refuse_long_warmup(training: Training, total: int, per_epoch: int) -> None:
-    """Where epochs are left to `max_time`, nobody knew before how many there would be.
+def cut_to(training: Training, fitting: int, per_epoch: int) -> int:
+    """Steps of a run in whose `max_time` there is room for `fitting`: those of its epochs where they are fewer.
 
     Raises:
-        ConfigError: when the warm-up is as long as the run.
+        ConfigError: when the epochs are left to `max_time` and the warm-up is as long as the run.
     """
-    if training.epochs is None and (training.warmup_epochs or 0) * per_epoch >= total:
+    if training.epochs is not None:
+        return min(training.epochs * per_epoch, fitting)
+    if (training.warmup_epochs or 0) * per_epoch >= fitting:
+        epochs = fitting / per_epoch
         raise ConfigError(
-            f"training.warmup_epochs: {training.warmup_epochs:g} leaves nothing of the {total / per_epoch:.3g} epochs "
-            f"that max_time allows; use {max(0.0, round(0.1 * total / per_epoch, 2)):g} or leave it out"
+            f"training.warmup_epochs: {training.warmup_epochs:g} leaves nothing of the {epochs:.3g} epochs that "
+            f"max_time allows; use {round(0.1 * epochs, 2):g} or leave it out"
         )
+    return fitting
 
 
 @contextmanager
@@ -123,45 +125,47 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
         seconds: for how long steps are timed; at least three are.
         place: folder where the trial checkpoint is written; the run's when not given.
     """
-    device, per_epoch = run.fabric.device, run.batches.steps_per_epoch
-    schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
+    device = run.fabric.device
     if device.type != "cpu":
         forget_peak(device)  # that of the search for a batch that fits
     run.model.train()
-    batches = iter(run.batches.loader(0, 10_000, run.kind.pin_memory))
-    for step in range(WARM_STEPS):
-        if step == WARM_STEPS - 1:
-            synchronize(device)
-            start = time.monotonic()
-        take_step(run, schedules, step, batches)
-    synchronize(device)
-    # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
-    # first, in a few times the time that is measured.
-    one = time.monotonic() - start
-    ahead = min(2 * run.config.data.num_workers // run.batches.parts, int(4 * seconds / one))
-    ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
-    for step in range(WARM_STEPS, WARM_STEPS + ahead):
-        take_step(run, schedules, step, batches)
-    synchronize(device)
-    start = time.monotonic()
-    for step in range(WARM_STEPS + ahead, WARM_STEPS + ahead + count):
-        taken = take_step(run, schedules, step, batches)
-    synchronize(device)
-    per_step = (time.monotonic() - start) / count
-    start = time.monotonic()
-    describe(run, schedules, 0, taken)
-    per_line = time.monotonic() - start
-    del batches
+    per_step, per_line = _time_steps(run, seconds)
     peak, resident = peak_memory(device), resident_memory()
     once, baselines = 0.0, 0.0
     if run.evaluator is not None:
-        run.model.eval()
-        untrained = create_hjepa_from_config(run.config).to(device).eval()
-        online = None if run.model.target_encoder is None else lambda images: run.model.embed(images, online=True)
-        once, baselines = run.evaluator.timing(run.model.embed, online, untrained.embed, seconds / 4)
+        once, baselines = probe_timing(run.evaluator, run.model, run.config, seconds / 4)
         run.model.train()
     saving, size = _time_save(run, place or (run.folder.path if run.folder is not None else None))
     return Measured(per_step, per_line, once, baselines, saving, size, peak, resident)
+
+
+def _time_steps(run: Run, seconds: float) -> tuple[float, float]:
+    """Seconds of a step and of its line in the record."""
+    per_epoch = run.batches.steps_per_epoch
+    schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
+    batches = iter(run.batches.loader(0, 10_000, run.kind.pin_memory))
+
+    def timed(first: int, count: int) -> tuple[float, Taken | None]:
+        taken = None
+        synchronize(run.fabric.device)
+        start = time.monotonic()
+        for step in range(first, first + count):
+            taken = take_step(run, schedules, step, batches)
+        synchronize(run.fabric.device)
+        return time.monotonic() - start, taken
+
+    timed(0, 1)
+    one, _ = timed(1, 1)
+    # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
+    # first, in a few times the time that is measured.
+    ahead = min(2 * run.config.data.num_workers // run.batches.parts, int(4 * seconds / one))
+    ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
+    timed(2, ahead)
+    took, taken = timed(2 + ahead, count)
+    assert taken is not None
+    start = time.monotonic()
+    describe(run, schedules, 0, taken)
+    return took / count, time.monotonic() - start
 
 
 def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
@@ -173,9 +177,8 @@ def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
     except OSError as error:
         raise StorageError(f"{place}: cannot be written ({error.strerror}); set experiment.output_dir") from None
     try:
-        trainer = {"optimizer": run.optimizer.state_dict(), "progress": vars(run.progress)}
         start = time.monotonic()
-        saved = checkpoint.save(folder, 0, run.model.state_dict(), trainer, run.config.model_dump(mode="json"))
+        saved = run.write_checkpoint(folder)
         return time.monotonic() - start, sum(file.stat().st_size for file in saved.iterdir())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hjepa.config import Config
 from hjepa.config.switches import idle_settings
 from hjepa.console import Console
 from hjepa.data.files import FileSource
+from hjepa.data.mixture import mixture_of
 from hjepa.data.source import Source
 from hjepa.data.sources import TITLES, CachedSource, open_training
 from hjepa.device import free_memory, held_memory, is_out_of_memory, precision
@@ -29,7 +31,7 @@ from hjepa.errors import ConfigError, DataError, StorageError, UserError
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
 from hjepa.grid import cells
 from hjepa.masks import BlockMasks
-from hjepa.measure import Measured, measure_run, occasions, refuse_long_warmup
+from hjepa.measure import Measured, cut_to, measure_run, occasions
 from hjepa.memory import largest_batch
 from hjepa.model.hjepa import HJEPA
 from hjepa.run import Run, build, open_fabric
@@ -61,19 +63,17 @@ def check(config: Config, started: float | None = None, all_images: bool = False
     except UserError as error:
         report.fail("model", error)
     describe_tokens(report, config)
+    turn: AbstractContextManager[Any] = nullcontext()
     try:
         fabric, kind = open_fabric(config)
+        turn = fabric.rank_zero_first()  # the first process may have to download
         processes = f", {fabric.world_size} processes" if fabric.world_size > 1 else ""
         report.add("device", f"{fabric.device}{processes}, {precision(kind, config.training.use_amp)}")
     except UserError as error:
         report.fail("device", error)
     searching = time.monotonic()
     try:
-        if not report.exit_code:
-            # One process at a time: the first may have to download.
-            with fabric.rank_zero_first():
-                describe_data(report, config, all_images)
-        else:
+        with turn:
             describe_data(report, config, all_images)
     except UserError as error:
         report.fail("data", error)
@@ -130,8 +130,7 @@ def describe_tokens(report: Report, config: Config) -> None:
     grid = grid_of(config)
     masks = BlockMasks(config.masking, grid, config.model.num_hierarchies)
     count = config.masking.num_masks
-    shares = config.masking.context_scale
-    seen = [max(1, round(share * (grid.size - count * h * w))) for h, w in masks.blocks for share in shares]
+    seen = [masks.num_context(block, share) for block in masks.blocks for share in config.masking.context_scale]
     report.figures |= {"tokens_view": grid.size, "tokens_context": _mean(seen)}
     text = f"{grid.height} x {grid.width} = {grid.size} patches a view; context {_range(seen)}"
     if config.loss.predicts:
@@ -155,14 +154,8 @@ def describe_data(report: Report, config: Config, all_images: bool) -> None:
         DataError: when a source cannot be opened.
     """
     sources = open_training(config.data, config.experiment.seed)
-    total = sum(len(source) for source in sources)
-    weights = [dataset.weight for dataset in config.data.datasets]
-    for source, weight in zip(sources, weights, strict=True):
-        share = {
-            "weighted": weight / sum(weights),
-            "balanced": 1 / len(sources),
-            "concat": len(source) / total,
-        }[config.data.sampling_strategy]
+    mixture = mixture_of(config.data, sources, config.experiment.seed)
+    for source, share in zip(sources, mixture.counts / mixture.epoch_size, strict=True):
         text = f"{TITLES[source.name]}: {len(source)} images, {100 * share:.0f} % of an epoch"
         indices = np.arange(len(source))
         if not all_images:
@@ -175,7 +168,7 @@ def describe_data(report: Report, config: Config, all_images: bool) -> None:
             )
         else:
             report.add("data", f"{text}; {looked} decoded, none unreadable")
-    report.figures["images"] = total
+    report.figures["images"] = sum(len(source) for source in sources)
 
 
 def _unreadable(source: Source, indices: np.ndarray[Any, np.dtype[np.int64]]) -> list[str]:
@@ -196,15 +189,14 @@ def _unreadable(source: Source, indices: np.ndarray[Any, np.dtype[np.int64]]) ->
 
 def describe_costs(report: Report, run: Run, measured: Measured, startup: float) -> None:
     """Time, memory and disk of the whole run."""
-    config, per_epoch, device = run.config, run.batches.steps_per_epoch, run.fabric.device
+    config, per_epoch = run.config, run.batches.steps_per_epoch
     training = config.training
     cached = [source for source in run.batches.sources if isinstance(source, CachedSource)]
     decoding = sum((len(source) - source.decoded) * source.seconds_per_image for source in cached)
     total = (training.epochs or 0) * per_epoch
     if training.seconds is not None:
         fitting = measured.steps_within(training.seconds - startup - decoding, run)
-        total = min(total, fitting) if total else fitting
-        refuse_long_warmup(training, total, per_epoch)
+        total = cut_to(training, fitting, per_epoch)
     steps = min(total, training.max_steps or total)
     seconds = startup + decoding + measured.seconds_of(steps, run)
     evaluations, saves = occasions(config, steps, per_epoch)
@@ -251,16 +243,15 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
             f"training.max_time={training.max_time} cuts {training.epochs} epochs to {total / per_epoch:.4g}",
             "warning",
         )
-    if device.type != "cpu":
-        report.figures["device_memory"] = measured.peak_memory
 
 
 def _add_memory(report: Report, run: Run, measured: Measured, undecoded: int) -> None:
     device, config = run.fabric.device, run.config
-    beside = 0 if run.evaluator is None else run.evaluator.memory()
-    # The trial decoded a part of what the run will keep, and evaluated a few images.
-    on_host = undecoded if device.type == "cpu" else 0
-    peak = max(measured.peak_memory, measured.resident + (beside if device.type == "cpu" else 0)) + on_host
+    peak = measured.peak_memory
+    if device.type == "cpu":
+        # The trial decoded a part of what the run will keep, and evaluated a few images.
+        beside = 0 if run.evaluator is None else run.evaluator.memory()
+        peak = max(peak, measured.resident + beside) + undecoded
     most = largest_batch(config, run.model, device, LARGEST_OF_INTEREST, run.fabric.autocast)
     free = free_memory(device) + held_memory(device)
     per_part = run.batches.batch_size // (run.batches.parts * run.fabric.world_size)

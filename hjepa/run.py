@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,6 +94,17 @@ class Run:
     def seconds(self) -> float:
         """Time that the run has used, earlier processes included."""
         return self.progress.seconds + time.monotonic() - self.started
+
+    def write_checkpoint(self, folder: Path) -> Path:
+        """Write all that the run needs to go on, into a folder of checkpoints.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        progress = vars(self.progress) | {"seconds": self.seconds}
+        trainer = {"optimizer": self.optimizer.state_dict(), "progress": progress}
+        config = self.config.model_dump(mode="json")
+        return checkpoint.save(folder, self.progress.step, self.model.state_dict(), trainer, config)
 
 
 def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:

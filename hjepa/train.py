@@ -14,7 +14,7 @@ from hjepa.console import Console
 from hjepa.device import forget_peak, peak_memory
 from hjepa.errors import NonFiniteError
 from hjepa.evaluate import probe, show_results
-from hjepa.measure import measure_run, refuse_long_warmup, restored
+from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
@@ -67,7 +67,7 @@ def plan(run: Run) -> Schedules:
         fitting, run.progress.reserve, run.progress.baselines = run.fabric.broadcast(
             (fitting, measured.seconds_at_end, measured.seconds_of_baselines)
         )
-        total = min(wanted, fitting) if wanted else fitting
+        total = cut_to(training, fitting, per_epoch)
         end = measured.seconds_of(total, run)
         run.console.say(
             f"Planned: {total} steps ({total / per_epoch:.1f} epochs) at {measured.seconds_per_step:.3g} s, "
@@ -83,7 +83,6 @@ def plan(run: Run) -> Schedules:
                 f"training.max_time={training.max_time} is less than a step, an evaluation and a save take; the run "
                 "will end later"
             )
-        refuse_long_warmup(training, total, per_epoch)
     run.progress.total = total
     run.schedules = Schedules(training, run.config.model.ema, per_epoch, total)
     return run.schedules
@@ -217,10 +216,7 @@ class Meter:
 def save(run: Run) -> None:
     """Write a checkpoint from the first process; the others wait."""
     if run.folder is not None:
-        progress = vars(run.progress) | {"seconds": run.seconds}
-        trainer = {"optimizer": run.optimizer.state_dict(), "progress": progress}
-        weights, config = run.model.state_dict(), run.config.model_dump(mode="json")
-        checkpoint.save(run.folder.checkpoints, run.progress.step, weights, trainer, config)
+        run.write_checkpoint(run.folder.checkpoints)
         checkpoint.prune(run.folder.checkpoints, run.config.checkpoint.keep_last_k)
     run.fabric.barrier()
 

@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from hjepa.config.schema import Config
-from hjepa.config.walk import leaves
+from hjepa.config.text import value_text
+from hjepa.config.walk import Leaf, leaves
 from hjepa.errors import ConfigError
 
 PAGE_HEAD = """# Configuration
@@ -38,11 +40,17 @@ def settings(sections: Sequence[str] = ()) -> list[Setting]:
     Raises:
         ConfigError: for a section that does not exist.
     """
-    rows = []
-    for leaf in leaves():
-        schema = leaf.section.model_json_schema()["properties"][leaf.key.rpartition(".")[2]]
-        default = "(required)" if leaf.required else _text(leaf.default)
-        rows.append(Setting(leaf.key, takes(schema), default, leaf.field.description or ""))
+    every = list(leaves())
+    schemas = {section: section.model_json_schema()["properties"] for section in {leaf.section for leaf in every}}
+    rows = [
+        Setting(
+            leaf.key,
+            takes(schemas[leaf.section][leaf.key.rpartition(".")[2]]),
+            _default(leaf),
+            leaf.field.description or "",
+        )
+        for leaf in every
+    ]
     for section in sections:
         if not any(_within(row.key, section) for row in rows):
             raise ConfigError(f"{section!r}: no such section; there are {', '.join(Config.model_fields)}")
@@ -99,18 +107,11 @@ def _number(value: float) -> str:
     return "2^63" if value == 2**63 else f"{value:g}"
 
 
-def _text(default: Any) -> str:
-    if default is None:
-        return "-"
-    if isinstance(default, tuple) and default and not isinstance(default[0], float | int | str):
-        return json.dumps(to_jsonable_python(default))
-    if isinstance(default, bool):
-        return str(default).lower()
-    if isinstance(default, float):
-        return f"{default:.6g}"
-    if isinstance(default, tuple):
-        return "[" + ", ".join(_text(item) for item in default) + "]"
-    return str(default)
+def _default(leaf: Leaf) -> str:
+    if leaf.required:
+        return "(required)"
+    is_sections = isinstance(leaf.default, tuple) and any(isinstance(item, BaseModel) for item in leaf.default)
+    return json.dumps(to_jsonable_python(leaf.default)) if is_sections else value_text(leaf.default)
 
 
 if __name__ == "__main__":

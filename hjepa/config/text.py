@@ -30,6 +30,19 @@ def config_text(config: Config, stated: set[str], comment: str) -> str:
     return text
 
 
+def value_text(value: Any) -> str:
+    """A setting's value in a table; `-` for what is not given."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(value_text, value)) + "]"
+    return str(value)
+
+
 def printable(text: str) -> str:
     """With spaces for what neither a terminal nor YAML takes as it is."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hjepa.config.data import Data
-from hjepa.data.mixture import Mixture
+from hjepa.data.mixture import mixture_of
 from hjepa.data.source import Source
 from hjepa.data.views import ViewParameters, Views, draw_views
 from hjepa.errors import DataError
@@ -94,8 +94,7 @@ class Batches(Dataset[Batch]):
         self.masks = masks
         self.seed = seed
         self.parts, self.rank, self.world_size = accumulation_steps, rank, world_size
-        weights = [dataset.weight for dataset in config.datasets]
-        self.mixture = Mixture([len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed)
+        self.mixture = mixture_of(config, sources, seed)
         self.batch_size = config.images_per_step
         self.local = config.augmentation.model_copy(update={"crop_scale": config.multicrop.local_crop_scale})
         shares = accumulation_steps * world_size

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hjepa.config.data import Data
+from hjepa.data.source import Source
 from hjepa.rng import Int64, permute
 
 
@@ -67,3 +69,9 @@ class Mixture:
             mine = source == s
             index[mine] = permute(self.seed, f"source{s}", draw[mine] // size, draw[mine] % size, int(size))
         return source, index
+
+
+def mixture_of(config: Data, sources: Sequence[Source], seed: int) -> Mixture:
+    """The mixture of a run's sources, in the order of `data.datasets`."""
+    weights = [dataset.weight for dataset in config.datasets]
+    return Mixture([len(s) for s in sources], weights, config.sampling_strategy, config.epoch_size, seed)
