@@ -24,7 +24,7 @@ from torch import Tensor
 from hjepa.config.walk import flat
 from hjepa.errors import ConfigError, StorageError
 
-SCHEMA = 1
+SCHEMA = 2
 WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
 
 # What may differ between a checkpoint and the run that continues it: nothing here changes a weight.

@@ -105,13 +105,14 @@ def cut_to(training: Training, fitting: int, per_epoch: int) -> int:
 def restored(run: Run) -> Iterator[None]:
     """Afterwards the run is as it was: a trial leaves no trace in weights, moments or counters."""
     weights = {name: value.detach().cpu().clone() for name, value in run.model.state_dict().items()}
-    optimizer = deepcopy(run.optimizer.state_dict())
+    states = [deepcopy(optimizer.state_dict()) for optimizer in run.optimizers]
     progress = Progress.restore(vars(run.progress), run.fabric.device)
     try:
         yield
     finally:
         run.model.load_state_dict(weights)
-        run.optimizer.load_state_dict(optimizer)
+        for optimizer, state in zip(run.optimizers, states, strict=True):
+            optimizer.load_state_dict(state)
         run.progress = progress
 
 

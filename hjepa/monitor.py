@@ -7,6 +7,8 @@ before any norm, in units of the features' own size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,32 @@ def relative_std(features: Tensor) -> Tensor:
     x = features.float()
     spread = x.var(dim=0, unbiased=False).mean()
     return (spread / x.square().mean().clamp_min(1e-12)).sqrt()
+
+
+def explained(prediction: Tensor, target: Tensor) -> Tensor:
+    """Share of the targets' variance that a prediction explains (the coefficient of determination).
+
+    A loss says little by itself: it falls when predictions improve, and also when targets collapse and there is
+    nothing left to predict.
+
+    Args:
+        prediction, target: `[n, ..., D]` float; the variance of a channel is over everything before it.
+
+    Returns:
+        0-d float32: 1 for a perfect prediction, 0 for the mean target, negative for worse; nan of constant targets.
+    """
+    x, y = prediction.float().flatten(0, -2), target.float().flatten(0, -2)
+    spread = y.var(dim=0, unbiased=False).mean()
+    # What rounding leaves of constant targets is no variance.
+    spread = torch.where(spread > 1e-10 * y.square().mean(), spread, torch.nan)
+    return 1 - (x - y).square().mean() / spread
+
+
+def drift(slow: Iterable[Tensor], fast: Iterable[Tensor]) -> Tensor:
+    """Distance between two sets of weights, relative to the size of the second; 0-d float32."""
+    old, new = list(slow), list(fast)
+    apart = torch.stack(torch._foreach_norm(torch._foreach_sub(old, new))).norm()
+    return (apart / torch.stack(torch._foreach_norm(new)).norm()).float()
 
 
 def rankme(features: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,19 +15,111 @@ from hjepa.config.sections import Training
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices decay; norms, biases, scales, positions and queries do not."""
+    return _by_decay([(name, p) for name, p in model.named_parameters() if p.requires_grad], weight_decay)
+
+
+def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            place = name.rpartition(".")[2] in ("pos_embed", "queries")
-            (exempt if parameter.ndim < 2 or place else decayed).append(parameter)
+    for name, parameter in named:
+        place = name.rpartition(".")[2] in ("pos_embed", "queries")
+        (exempt if parameter.ndim < 2 or place else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def build_optimizer(config: Training, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW in one fused kernel, which can also be told on the device to skip a step."""
-    groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+def build_optimizers(config: Training, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """What `training.optimizer` names; both kinds can be told on the device to skip a step (`skip_step_if`).
+
+    `adamw` is one fused AdamW for everything. `muon` is `Muon` for the matrices inside transformer blocks, where a
+    matrix maps one hidden space to another, and the same AdamW for the rest: patches, positions, norms, heads,
+    projector.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in named if config.optimizer == "muon" and ".blocks." in name and p.ndim == 2]
+    taken = set(map(id, hidden))
+    groups = _by_decay([(name, p) for name, p in named if id(p) not in taken], config.weight_decay)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    ]
+    if hidden:
+        optimizers.append(Muon(hidden, config.lr, config.weight_decay, config.muon_momentum))
+    return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is made orthogonal: every direction of a matrix moves equally far (Jordan et al. 2024).
+
+    The update of an `[a, b]` matrix is scaled by 0.2 sqrt(max(a, b)), which gives it the root mean square that AdamW's
+    typically has, so that both can share learning rate and decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+    Matrices of one shape are computed together. torch has an optimizer of this name; it takes one matrix after
+    another and cannot be told to skip a step without the host waiting for the device.
+    """
+
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+        """Take matrices.
+
+        Args:
+            params: `[a, b]` each.
+            lr: learning rate.
+            weight_decay: decoupled, as AdamW's.
+            momentum: of the gradient's average, applied as Nesterov's.
+        """
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every matrix that has a gradient; none where `found_inf` is true."""
+        assert closure is None
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for matrices in shapes.values():
+                self._move(matrices, group)
+
+    def _move(self, matrices: list[nn.Parameter], group: dict[str, Any]) -> None:
+        for p in matrices:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in matrices]
+        gradient, average = torch.stack([p.grad for p in matrices if p.grad is not None]), torch.stack(buffers)
+        good: float | Tensor = 1.0
+        if self.found_inf is not None:
+            good = 1 - self.found_inf.to(gradient.device)
+            gradient = torch.where(good > 0, gradient, average)  # an average of itself stays as it is
+        average = torch.lerp(average, gradient, 1 - group["momentum"])
+        update = orthogonalised(torch.lerp(gradient, average, group["momentum"]))
+        rate = group["lr"] * good
+        step = update * (rate * 0.2 * max(update.shape[1:]) ** 0.5)
+        moved = torch.stack(list(matrices)) * (1 - rate * group["weight_decay"]) - step
+        torch._foreach_copy_(buffers, list(average.unbind()))
+        torch._foreach_copy_(matrices, list(moved.unbind()))
+
+
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """Nearly U V' of each matrix U S V': five Newton-Schulz steps whose polynomial drives singular values to about 1.
+
+    The coefficients are Jordan's: they let values settle anywhere within 0.7 to 1.2, and so are fast. bfloat16 is
+    enough for that, and where processors have it, it is several times faster.
+
+    Args:
+        matrices: `[n, a, b]` float.
+
+    Returns:
+        the same shape and dtype.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Schedules:
@@ -74,10 +167,11 @@ class Schedules:
             momentum = 1 - 1 / (1 + (horizon - 1) * step / self.ema_warmup)
         return momentum
 
-    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def apply(self, optimizers: Iterable[torch.optim.Optimizer], step: int) -> None:
         """Set the learning rate of a step."""
-        for group in optimizer.param_groups:
-            group["lr"] = self.lr(step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr(step)
 
 
 def _half_cosine(step: float, length: float) -> float:
@@ -102,7 +196,7 @@ def clip_gradients(model: nn.Module, limit: float | None) -> Tensor:
 def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Make the next `step()` leave parameters and moments untouched where `bad` (0-d bool, on the device) is true.
 
-    The fused kernels read the flag themselves (it is what gradient scalers use), so no host ever waits for it.
+    The fused kernels and `Muon` read the flag themselves (it is what gradient scalers use), so no host ever waits.
     """
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ from hjepa.masks import BlockMasks
 from hjepa.memory import settle_batch_size
 from hjepa.model.hjepa import HJEPA
 from hjepa.objective import Objective
-from hjepa.optim import Schedules, build_optimizer
+from hjepa.optim import Schedules, build_optimizers
 from hjepa.runfolder import RunFolder
 
 
@@ -79,7 +79,7 @@ class Run:
     folder: RunFolder | None  # held by the first process
     model: HJEPA
     module: Any  # the model as Fabric wraps it: forward and backward go through it
-    optimizer: Any
+    optimizers: list[Any]
     objective: Objective
     schedules: Schedules | None  # none until the number of steps is fixed
     batches: Batches
@@ -102,7 +102,8 @@ class Run:
             StorageError: when the disk refuses.
         """
         progress = vars(self.progress) | {"seconds": self.seconds}
-        trainer = {"optimizer": self.optimizer.state_dict(), "progress": progress}
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        trainer = {"optimizers": states, "progress": progress}
         config = self.config.model_dump(mode="json")
         return checkpoint.save(folder, self.progress.step, self.model.state_dict(), trainer, config)
 
@@ -199,13 +200,13 @@ def build(
         fabric.world_size,
     )
 
-    optimizer = build_optimizer(config.training, model)
+    optimizers = build_optimizers(config.training, model)
     progress = Progress.start(fabric.device)
     if saved is not None:
         model.load_state_dict(saved.weights)
         progress = Progress.restore(saved.trainer["progress"], fabric.device)
         console.say(f"Resuming after step {progress.step}")
-    module, wrapped = fabric.setup(model, optimizer)
+    module, *wrapped = fabric.setup(model, *optimizers)
     evaluator = None
     if config.evaluation.eval_frequency and fabric.is_global_zero:
         found = build_evaluator(config, fabric.device)
@@ -214,7 +215,8 @@ def build(
         else:
             evaluator = found
     if saved is not None:
-        wrapped.load_state_dict(saved.trainer["optimizer"])
+        for optimizer, state in zip(wrapped, saved.trainer["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
     return Run(
         config,
         fabric,

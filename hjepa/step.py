@@ -12,7 +12,7 @@ from hjepa.data.loader import Batch
 from hjepa.device import peak_memory
 from hjepa.model.hjepa import Output
 from hjepa.model.pyramid import taps_of_level
-from hjepa.monitor import rankme, relative_std
+from hjepa.monitor import drift, explained, rankme, relative_std
 from hjepa.objective import Losses
 from hjepa.optim import Schedules, clip_gradients, skip_step_if
 from hjepa.rng import scalar_seed
@@ -28,6 +28,7 @@ class Taken(NamedTuple):
         norm: of the gradient before clipping (0-d, on the device).
         momentum: of the target encoder.
         skipped: whether nothing moved, because something was not finite (0-d bool, on the device).
+        update: how far the weights of the encoder's last block moved, relative to their size (0-d, on the device).
     """
 
     losses: Losses
@@ -35,6 +36,7 @@ class Taken(NamedTuple):
     norm: Tensor
     momentum: float
     skipped: Tensor
+    update: Tensor
 
 
 def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch]) -> Taken:
@@ -49,7 +51,7 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
     fabric, parts, seed = run.fabric, run.batches.parts, run.config.experiment.seed
     # Dropped paths are the only draws from torch's own generator: a function of the step as well.
     torch.manual_seed(scalar_seed(seed, f"step/{fabric.global_rank}", step))
-    schedules.apply(run.optimizer, step)
+    schedules.apply(run.optimizers, step)
     for part in range(parts):
         batch = next(batches).to(fabric.device)
         with fabric.no_backward_sync(run.module, enabled=part < parts - 1):
@@ -58,11 +60,16 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
             fabric.backward(losses.total / parts)
     norm = clip_gradients(run.model, run.config.training.clip_grad)
     skipped = guard(run, losses.total, norm)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
+    watched = [p for p in run.model.context_encoder.backbone.last_block.parameters() if p.ndim == 2]
+    before = [p.detach().clone() for p in watched]
+    for optimizer in run.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     momentum = schedules.momentum(step)
     run.model.update_target(torch.where(skipped, 1.0, momentum))  # at 1 the target stays, as the weights did
-    return Taken(losses, output, norm, momentum, skipped)
+    with torch.no_grad():
+        update = drift(watched, before)
+    return Taken(losses, output, norm, momentum, skipped, update)
 
 
 def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
@@ -74,7 +81,8 @@ def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
     bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
     if run.fabric.world_size > 1:
         bad = run.fabric.all_reduce(bad.float(), reduce_op="sum") > 0
-    skip_step_if(run.optimizer.optimizer, bad)
+    for optimizer in run.optimizers:
+        skip_step_if(optimizer.optimizer, bad)
     run.progress.bad_steps += bad
     run.progress.bad_in_a_row = (run.progress.bad_in_a_row + bad) * bad
     return bad
@@ -86,12 +94,21 @@ def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[st
     taps = output.target_taps.detach()
     values = {"loss": float(losses.total.detach())}
     values |= {f"loss/{name}": float(value) for name, value in losses.terms.items()}
-    values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm)}
+    values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm), "update": float(taken.update)}
     if run.model.target_encoder is not None:
         values["momentum"] = taken.momentum
+        with torch.no_grad():
+            values["drift"] = float(
+                drift(run.model.target_encoder.parameters(), run.model.context_encoder.parameters())
+            )
     for level in range(run.model.num_levels):
         of_level = taps[:, :, taps_of_level(taps.shape[2], level)]
         values[f"std/level{level}"] = float(relative_std(of_level))
+    for level, (prediction, target) in enumerate(zip(output.predictions, output.targets, strict=True)):
+        values[f"explained/level{level}"] = float(explained(prediction.detach(), target))
+    if output.embeddings is not None:
+        # Of the first view: absolute, since both regularisers want it to be 1.
+        values["std/embedding"] = float(output.embeddings[0].detach().float().std(dim=0).mean())
     values["rankme"] = float(rankme(output.target_tokens.mean(dim=1)))
     values["memory_gb"] = peak_memory(run.fabric.device) / 1e9
     if int(run.progress.bad_steps):

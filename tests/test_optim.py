@@ -7,7 +7,15 @@ from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.config.model import EMA
 from hjepa.config.sections import Training
-from hjepa.optim import Schedules, build_optimizer, clip_gradients, parameter_groups, skip_step_if
+from hjepa.optim import (
+    Muon,
+    Schedules,
+    build_optimizers,
+    clip_gradients,
+    orthogonalised,
+    parameter_groups,
+    skip_step_if,
+)
 
 
 def test_learning_rate_warms_up_and_decays_to_the_end() -> None:
@@ -70,15 +78,69 @@ def test_clipping_returns_the_norm_before() -> None:
     assert clip_gradients(layer, None).item() == pytest.approx(1, rel=1e-4)
 
 
-def test_a_skipped_step_leaves_weights_and_moments() -> None:
-    layer = torch.nn.Linear(3, 1)
-    optimizer = build_optimizer(Training(), layer)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_skipped_step_leaves_weights_and_moments(optimizer: str) -> None:
+    blocks = torch.nn.ModuleList([torch.nn.Linear(3, 2)])
+    layer = torch.nn.ModuleDict({"encoder": torch.nn.ModuleDict({"blocks": blocks})})
+    optimizers = build_optimizers(Training(optimizer=optimizer), layer)
+    assert len(optimizers) == (2 if optimizer == "muon" else 1)
     for bad in (False, True, False):
         for p in layer.parameters():
             p.grad = torch.full_like(p, float("nan") if bad else 1.0)
         before = [p.detach().clone() for p in layer.parameters()]
-        skip_step_if(optimizer, torch.tensor(bad))
-        optimizer.step()
-        moved = any(not torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
-        assert moved is not bad
-    assert all(torch.isfinite(s["exp_avg"]).all() and s["step"] == 2 for s in optimizer.state.values())
+        moments = [v.clone() for o in optimizers for s in o.state.values() for v in s.values()]
+        for each in optimizers:
+            skip_step_if(each, torch.tensor(bad))
+            each.step()
+        moved = [not torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True)]
+        assert all(moved) is not bad
+        assert any(moved) is not bad
+        if bad:
+            after = [v for o in optimizers for s in o.state.values() for v in s.values()]
+            assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert all(torch.isfinite(v).all() for o in optimizers for s in o.state.values() for v in s.values())
+
+
+def test_muon_is_for_the_matrices_of_blocks(small: tuple[str, ...]) -> None:
+    model = create_hjepa_from_config(load_config(None, (*small, "model.use_layerscale=true", "loss.type=sigreg")))
+    adamw, muon = build_optimizers(Training(optimizer="muon", weight_decay=0.1), model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    of_muon = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    of_adamw = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert not of_muon & of_adamw
+    assert of_muon | of_adamw == {name for name, p in model.named_parameters() if p.requires_grad}
+    kinds = {name.split(".blocks.")[1].split(".", 1)[1] for name in of_muon}
+    assert kinds == {"attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight"}
+    assert any(name.startswith("predictor.") for name in of_muon)
+
+
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes() -> None:
+    g = torch.Generator().manual_seed(0)
+    for shape in ((3, 64, 16), (3, 16, 64), (1, 8, 80)):
+        x = torch.randn(shape, generator=g) * torch.tensor([1e-3, 1.0, 1e3])[: shape[0], None, None]
+        u, _, vh = torch.linalg.svd(x, full_matrices=False)
+        found = orthogonalised(x)
+        assert found.dtype == x.dtype
+        # In the basis of the exact answer it is nearly the identity.
+        values = (u.mT @ found @ vh.mT).diagonal(dim1=1, dim2=2)
+        assert ((values > 0.3) & (values < 1.3)).all()
+        assert values.mean() == pytest.approx(0.95, abs=0.15)
+    assert torch.isfinite(orthogonalised(torch.zeros(1, 4, 4))).all()
+
+
+def test_muon_moves_as_torchs_muon_does() -> None:
+    """torch's own takes one matrix after another; rounding in bfloat16 is all that may differ."""
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in ((8, 20), (8, 20), (12, 6))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+    a = Muon(ours, **settings)
+    b = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
+    for _ in range(4):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=g)
+            q.grad = p.grad.clone()
+        a.step()
+        b.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-3, rtol=1e-2)

@@ -1162,6 +1162,35 @@ def _() -> None:
     assert schedules_of("training.warmup_epochs=1", "training.lr=9e-3").lr(0) == pytest.approx(1e-3)
 
 
+@witness("training.optimizer")
+def _() -> None:
+    for name in ("adamw", "muon"):
+        run = built(f"training.optimizer={name}", "training.lr=0.01", "training.weight_decay=0", "training.eps=1")
+        matrix = run.model.context_encoder.backbone.last_block.mlp.fc1.weight  # type: ignore[union-attr]
+        before = matrix.detach().clone()
+        for p in run.model.parameters():
+            p.grad = torch.zeros_like(p)
+        matrix.grad = torch.outer(torch.ones(matrix.shape[0]), torch.linspace(1, 2, matrix.shape[1]))
+        for optimizer in run.optimizers:
+            optimizer.step()
+        moved = (matrix.detach() - before).norm().item()
+        # Muon moves as far whatever the gradient's size, and by the spectrum: here it has one direction.
+        expected = 0.01 * 0.2 * max(matrix.shape) ** 0.5 if name == "muon" else None
+        assert len(run.optimizers) == (2 if name == "muon" else 1)
+        assert expected is None or moved == pytest.approx(expected, rel=0.35)
+
+
+@witness("training.muon_momentum")
+def _() -> None:
+    for momentum in (0.5, 0.9):
+        run = built("training.optimizer=muon", f"training.muon_momentum={momentum}")
+        matrix = run.model.context_encoder.backbone.last_block.mlp.fc1.weight  # type: ignore[union-attr]
+        matrix.grad = torch.ones_like(matrix)
+        run.optimizers[1].step()
+        average = run.optimizers[1].optimizer.state[matrix]["momentum_buffer"]
+        assert average[0, 0].item() == pytest.approx(1 - momentum, rel=1e-5)
+
+
 @witness("training.min_lr")
 def _() -> None:
     assert [schedules_of(f"training.min_lr={low}").lr(31) for low in (0, 1e-5)] == pytest.approx([0, 1e-5])
@@ -1176,7 +1205,7 @@ def _() -> None:
         before = weight.detach().clone()
         for p in run.model.parameters():
             p.grad = torch.zeros_like(p)
-        run.optimizer.step()
+        run.optimizers[0].step()
         torch.testing.assert_close(weight.detach(), before * (1 - 0.01 * decay))
         assert (bias == 1).all()
 
@@ -1187,8 +1216,8 @@ def moments_after_two_steps(*overrides: str) -> tuple[Tensor, Tensor]:
     parameter = run.model.predictor.embed.bias  # type: ignore[union-attr]
     for gradient in (1.0, 0.0):
         parameter.grad = torch.full_like(parameter, gradient)
-        run.optimizer.step()
-    state = run.optimizer.optimizer.state[parameter]
+        run.optimizers[0].step()
+    state = run.optimizers[0].optimizer.state[parameter]
     return state["exp_avg"][0], state["exp_avg_sq"][0]
 
 
@@ -1206,7 +1235,7 @@ def _() -> None:
         run = built(f"training.eps={eps}", "training.lr=0.1")
         bias = run.model.predictor.embed.bias  # type: ignore[union-attr]
         bias.grad = torch.full_like(bias, 2.0)
-        run.optimizer.step()
+        run.optimizers[0].step()
         assert bias[0].item() == pytest.approx(-0.1 * 2 / (2 + eps), rel=1e-4)
 
 
@@ -1222,7 +1251,7 @@ def _() -> None:
             ]
             norms.append(torch.stack(gradients).norm().item())
 
-        run.optimizer.optimizer.register_step_pre_hook(note)
+        run.optimizers[0].optimizer.register_step_pre_hook(note)
         told.append(step_of(run).norm.item())
     assert norms == pytest.approx([told[0], 1e-3, 1e-2], rel=1e-3)
     assert told[0] > 1e-2

@@ -201,7 +201,7 @@ _REASONS = (
         "the schedule is a cosine after a linear warm-up",
         "training.lr_schedule training.scheduler training.scheduler.type training.scheduler.warmup_type",
     ),
-    ("the optimizer is AdamW", "training.optimizer training.optimizer.type"),
+    ("the optimizer is AdamW, or training.optimizer=muon", "training.optimizer.type"),
 )
 
 # No counterpart, and why none is needed.

@@ -115,6 +115,12 @@ class Training(Section):
     warmup_epochs: Weight | None = Field(
         None, description="epochs of linear learning-rate warm-up; 5 % of the run when not given"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw, or muon: orthogonalised momentum for the matrices of transformer blocks (larger steps: lr "
+        "3e-3 to 1e-2), AdamW for the rest",
+    )
+    muon_momentum: Rate = Field(0.95, description="Muon's averaging coefficient")
     lr: Scale = Field(5e-4, description="peak learning rate")
     warmup_lr: Weight = Field(0.0, description="learning rate from which the warm-up rises")
     min_lr: Weight = Field(1e-6, description="learning rate at the last step")

@@ -78,6 +78,12 @@ class Backbone(nn.Module, ABC):
         """Number of blocks."""
         return len(self.vit.blocks)
 
+    @property
+    def last_block(self) -> nn.Module:
+        """The one whose output is the embedding."""
+        block: nn.Module = self.vit.blocks[-1]
+        return block
+
     @abstractmethod
     def embed(self, images: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Patches to tokens.
