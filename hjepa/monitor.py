@@ -50,7 +50,9 @@ def drift(slow: Iterable[Tensor], fast: Iterable[Tensor]) -> Tensor:
     """Distance between two sets of weights, relative to the size of the second; 0-d float32."""
     old, new = list(slow), list(fast)
     apart = torch.stack(torch._foreach_norm(torch._foreach_sub(old, new))).norm()
-    return (apart / torch.stack(torch._foreach_norm(new)).norm()).float()
+    size: Tensor = torch.stack(torch._foreach_norm(new)).norm()
+    relative: Tensor = apart / size
+    return relative.float()
 
 
 def rankme(features: Tensor) -> Tensor:

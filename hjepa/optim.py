@@ -96,8 +96,7 @@ class Muon(torch.optim.Optimizer):
         rate = group["lr"] * good
         step = update * (rate * 0.2 * max(update.shape[1:]) ** 0.5)
         moved = torch.stack(list(matrices)) * (1 - rate * group["weight_decay"]) - step
-        torch._foreach_copy_(buffers, list(average.unbind()))
-        torch._foreach_copy_(matrices, list(moved.unbind()))
+        torch._foreach_copy_([*buffers, *matrices], [*average.unbind(), *moved.unbind()])
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:

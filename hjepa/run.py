@@ -42,6 +42,8 @@ class Progress:
         seconds: time that earlier processes of this run have used.
         reserve: time that is kept for the end, where the run has a limit.
         baselines: time that is kept for the first evaluation's baselines beside that.
+        update: how far the weights of the encoder's last block moved in a step, relative to their size: the largest
+            since the last line of the record (0-d, on the device).
         epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
         bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
     """
@@ -51,6 +53,7 @@ class Progress:
     seconds: float
     reserve: float
     baselines: float
+    update: Tensor
     epoch_loss: Tensor
     bad_in_a_row: Tensor
     bad_steps: Tensor
@@ -59,7 +62,8 @@ class Progress:
     def start(cls, device: torch.device) -> Progress:
         """Nothing done yet."""
         zero = torch.zeros((), dtype=torch.int64, device=device)
-        return cls(0, 0, 0.0, 0.0, 0.0, torch.zeros((), device=device), zero, zero.clone())
+        update, loss = torch.zeros((), device=device), torch.zeros((), device=device)
+        return cls(0, 0, 0.0, 0.0, 0.0, update, loss, zero, zero.clone())
 
     @classmethod
     def restore(cls, saved: dict[str, Any], device: torch.device) -> Progress:
@@ -89,6 +93,7 @@ class Run:
     progress: Progress
     started: float = field(default_factory=time.monotonic)
     results: dict[str, float] = field(default_factory=dict)
+    verdict: str = ""
 
     @property
     def seconds(self) -> float:

@@ -62,9 +62,14 @@ class RunFolder:
         """Write the resolved config."""
         (self.path / "config.yaml").write_text(text)
 
-    def open_metrics(self, step: int) -> None:
-        """Start or continue the record after `step` steps; lines from beyond it, of steps that will be redone, go."""
+    def open_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Start or continue the record after `step` steps; lines from beyond it, of steps that will be redone, go.
+
+        Returns:
+            the lines that stay.
+        """
         path = self.path / "metrics.jsonl"
+        kept: list[str] = []
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             path.write_text("".join(f"{line}\n" for line in kept))
@@ -84,6 +89,7 @@ class RunFolder:
                 dir=str(self.path),
                 reinit="create_new",
             )
+        return [json.loads(line) for line in kept]
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line to the record and a point to each curve; what is not finite is null there."""

@@ -28,7 +28,6 @@ class Taken(NamedTuple):
         norm: of the gradient before clipping (0-d, on the device).
         momentum: of the target encoder.
         skipped: whether nothing moved, because something was not finite (0-d bool, on the device).
-        update: how far the weights of the encoder's last block moved, relative to their size (0-d, on the device).
     """
 
     losses: Losses
@@ -36,7 +35,6 @@ class Taken(NamedTuple):
     norm: Tensor
     momentum: float
     skipped: Tensor
-    update: Tensor
 
 
 def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch]) -> Taken:
@@ -68,8 +66,8 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
     momentum = schedules.momentum(step)
     run.model.update_target(torch.where(skipped, 1.0, momentum))  # at 1 the target stays, as the weights did
     with torch.no_grad():
-        update = drift(watched, before)
-    return Taken(losses, output, norm, momentum, skipped, update)
+        run.progress.update = torch.maximum(run.progress.update, drift(watched, before))
+    return Taken(losses, output, norm, momentum, skipped)
 
 
 def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[st
     taps = output.target_taps.detach()
     values = {"loss": float(losses.total.detach())}
     values |= {f"loss/{name}": float(value) for name, value in losses.terms.items()}
-    values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm), "update": float(taken.update)}
+    values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm), "update": float(run.progress.update)}
     if run.model.target_encoder is not None:
         values["momentum"] = taken.momentum
         with torch.no_grad():

@@ -12,6 +12,7 @@ from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
 from hjepa.device import forget_peak, peak_memory
+from hjepa.diagnosis import Diagnosis
 from hjepa.errors import NonFiniteError
 from hjepa.evaluate import probe, show_results
 from hjepa.measure import cut_to, measure_run, restored
@@ -43,6 +44,7 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
             run = build(config, fabric, kind, console, folder, resume)
             plan(run)
             fit(run)
+            console.say(f"Verdict: {run.verdict}")
             show_results(console, run.results, run_path(config))
         finally:
             if folder is not None:
@@ -95,9 +97,11 @@ def fit(run: Run) -> None:
     per_epoch = run.batches.steps_per_epoch
     last_step = min(schedules.total, config.training.max_steps or schedules.total)
     last_epoch = -(-schedules.total // per_epoch)
+    diagnosis = Diagnosis(config)
     if run.folder is not None:
         run.folder.write_config(dump_config(config))
-        run.folder.open_metrics(progress.step)
+        for earlier in run.folder.open_metrics(progress.step):
+            diagnosis.read(earlier["step"], earlier)
     run.console.say("Starting training..." if progress.step < last_step else "Nothing left to train")
     bar = run.console.bar("Training", last_step, progress.step)
     loader = iter(run.batches.loader(progress.step, last_step, run.kind.pin_memory))
@@ -120,6 +124,9 @@ def fit(run: Run) -> None:
             stop_if_broken(run)
             values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
+            progress.update.zero_()
+            for finding in diagnosis.read(progress.step, values):
+                run.console.warn(finding)
             if run.folder is not None:
                 run.folder.log(progress.step, epoch, values)
             if not last and out_of_time(run, last_step):
@@ -150,6 +157,7 @@ def fit(run: Run) -> None:
     bar.close()
     save(run)
     evaluate(run, -(-last_step // per_epoch))
+    run.verdict = diagnosis.verdict
 
 
 def out_of_time(run: Run, last_step: int) -> bool:
