@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hjepa import checkpoint
-from hjepa.build import create_hjepa_from_config
+from hjepa.build import create_hjepa_from_config, grid_of
 from hjepa.config import Config, load_config
 from hjepa.console import Console
 from hjepa.data.sources import open_probe
@@ -23,7 +23,8 @@ def build_evaluator(config: Config, device: torch.device) -> Evaluator | str:
     """The probes of a run's data sets, or the reason in words why there is nothing to probe."""
     pairs = [open_probe(dataset, config.data, config.experiment.seed) for dataset in config.data.datasets]
     reason = skip_reason(pairs)
-    return reason or Evaluator(config.evaluation, config.data, config.experiment.seed, pairs, device)
+    seed = config.experiment.seed
+    return reason or Evaluator(config.evaluation, config.data, seed, pairs, device, grid_of(config))
 
 
 def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float]:
@@ -31,7 +32,12 @@ def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float
     model.eval()
     results = dict(evaluator.evaluate(model.embed, _online(model)))
     untrained = model if evaluator.has_baselines else _untrained(model, config)
-    results |= dict(evaluator.baselines(untrained.embed))
+    results |= dict(evaluator.baselines(untrained.embed, untrained.patches))
+    if evaluator.dense is not None:
+        results |= dict(evaluator.dense(model.patches))
+        if _online(model) is not None:
+            online = evaluator.dense(partial(model.patches, online=True))
+            results |= {f"{name}_online": value for name, value in online}
     return {f"eval/{name}": value for name, value in results.items()}
 
 
@@ -43,7 +49,7 @@ def probe_timing(evaluator: Evaluator, model: HJEPA, config: Config, seconds: fl
 
 def _online(model: HJEPA) -> Embed | None:
     """The context encoder's embedding, where another one stands for the model."""
-    return None if model.target_encoder is None else partial(model.embed, online=True)
+    return None if model.slow_encoder is None else partial(model.embed, online=True)
 
 
 def _untrained(model: HJEPA, config: Config) -> HJEPA:

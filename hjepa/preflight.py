@@ -110,7 +110,7 @@ def describe_model(report: Report, config: Config, model: HJEPA) -> None:
         "encoder": count(model.context_encoder),
         "predictor": count(model.predictor),
         "projector": count(model.projector),
-        "target_encoder": count(model.target_encoder),
+        "target_encoder": count(model.slow_encoder),
     }
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     report.figures |= {f"parameters_{name}": number for name, number in parts.items()}

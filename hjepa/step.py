@@ -93,8 +93,9 @@ def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[st
     values = {"loss": float(losses.total.detach())}
     values |= {f"loss/{name}": float(value) for name, value in losses.terms.items()}
     values |= {"lr": schedules.lr(step), "grad_norm": float(taken.norm), "update": float(run.progress.update)}
-    if run.model.target_encoder is not None:
+    if run.model.slow_encoder is not None:
         values["momentum"] = taken.momentum
+    if run.model.target_encoder is not None:
         with torch.no_grad():
             values["drift"] = float(
                 drift(run.model.target_encoder.parameters(), run.model.context_encoder.parameters())

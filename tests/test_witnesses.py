@@ -41,6 +41,7 @@ from hjepa.data.sources import CachedSource, open_training
 from hjepa.data.views import Views
 from hjepa.device import KINDS, available
 from hjepa.errors import ConfigError, DataError, NonFiniteError
+from hjepa.evaluate import build_evaluator, probe
 from hjepa.evaluation.evaluator import Evaluator
 from hjepa.masks import BlockMasks
 from hjepa.measure import Measured, measure_run
@@ -423,6 +424,20 @@ def _() -> None:
     with calls_of(list(model.target_encoder.backbone.vit.blocks)) as blocks:  # type: ignore[union-attr]
         model(images, masks)
     assert torch.equal(output.target_taps, torch.stack([blocks[0], blocks[2]], dim=2))
+
+
+@witness("model.use_weight_average")
+def _() -> None:
+    none, averaged = "model.use_target_encoder=false", "model.ema.momentum=0.9"
+    images = torch.randn(2, 3, 64, 64)
+    for wanted in (False, True):
+        run = built(none, f"model.use_weight_average={str(wanted).lower()}", *([averaged] if wanted else []))
+        assert run.model.target_encoder is None
+        for step in range(2):
+            step_of(run, step)
+        run.model.eval()
+        apart = run.model.embed(images)["last"] - run.model.embed(images, online=True)["last"]
+        assert bool(apart.abs().max() > 0) is wanted
 
 
 @witness("model.use_target_encoder")
@@ -1423,6 +1438,16 @@ def looked_at(*overrides: str) -> list[int]:
     many = [Dials([i % 90 for i in range(n)], [i % 2 for i in range(n)]) for n in (40, 20)]
     probed(*many, "evaluation.linear=false", *overrides)
     return list(BATCHES)
+
+
+@witness("evaluation.dense")
+def _() -> None:
+    for dense in (True, False):
+        config = config_of(f"evaluation.dense={str(dense).lower()}")
+        evaluator = build_evaluator(config, torch.device("cpu"))
+        assert isinstance(evaluator, Evaluator)
+        found = probe(evaluator, create_hjepa_from_config(config), config)
+        assert ("eval/patch_where" in found) is dense
 
 
 @witness("evaluation.max_train")

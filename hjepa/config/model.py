@@ -105,6 +105,10 @@ class Model(Section):
     use_target_encoder: Bool = Field(
         True, description="predict what a slow average of the encoder computes; off: what the encoder itself computes"
     )
+    use_weight_average: Bool = Field(
+        False,
+        description="without target encoder: keep the slow average (model.ema) all the same, for evaluation only",
+    )
     rope: Rope = Rope()
     fpn: FPN = FPN()
     predictor: Predictor = Predictor()

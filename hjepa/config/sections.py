@@ -179,6 +179,7 @@ class Evaluation(Section):
         (1e-3, 1e-2, 1e-1, 1.0, 10.0),
         description="grid of the linear probe's regularisation, chosen on a part of train",
     )
+    dense: Bool = Field(True, description="linear probe of single patches, where a source has masks (shapes)")
     max_train: Positive = Field(10000, description="labelled training images at most")
     max_test: Positive = Field(2000, description="test images at most")
     batch_size: Positive = Field(256, description="images per forward pass")

@@ -15,7 +15,16 @@ SWITCHES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("model.rope.theta", "model.rope.use_rope is false", lambda c: c.model.rope.use_rope),
     ("model.layerscale_init", "model.use_layerscale is false", lambda c: c.model.use_layerscale),
     ("model.fpn.", "model.fpn.use_fpn is false", lambda c: c.model.fpn.use_fpn),
-    ("model.ema.", "model.use_target_encoder is false", lambda c: c.model.use_target_encoder),
+    (
+        "model.ema.",
+        "model.use_target_encoder and model.use_weight_average are false",
+        lambda c: c.model.use_target_encoder or c.model.use_weight_average,
+    ),
+    (
+        "model.use_weight_average",
+        "the target encoder (model.use_target_encoder) is the average",
+        lambda c: not c.model.use_target_encoder,
+    ),
     ("model.predictor.", "loss.hierarchy_weights are all 0", lambda c: c.loss.predicts),
     ("model.fpn.", "loss.hierarchy_weights are all 0", lambda c: c.loss.predicts or not c.model.fpn.use_fpn),
     ("model.projector.hidden_dim", "model.projector.depth is 0", lambda c: c.model.projector.depth > 0),

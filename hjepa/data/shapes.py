@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hjepa import rng
-from hjepa.data.source import Int64, Source, UInt8
+from hjepa.data.source import Bool, Int64, Source, UInt8
 
-Bool = NDArray[np.bool_]
 Plane = NDArray[np.floating[Any]]  # float32 everywhere; numpy's own types cannot promise it
 
 SIDE = 64

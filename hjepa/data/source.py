@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 UInt8 = NDArray[np.uint8]
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
 
 
 class Source(ABC):
@@ -40,6 +41,10 @@ class Source(ABC):
     def true_sizes(self, indices: Int64) -> Float32:
         """`[n]` indices -> `[n, 2]` float32, height and width in pixels before squeezing."""
         return np.broadcast_to(np.asarray(self.size, np.float32), (len(indices), 2)).copy()
+
+    def masks(self, indices: Int64) -> Bool | None:
+        """`[n]` indices -> `[n, height, width]` bool, where an object of the image's class is seen; None if unknown."""
+        return None
 
     @property
     def nbytes(self) -> int:

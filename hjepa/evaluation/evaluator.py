@@ -15,9 +15,11 @@ from hjepa.config.data import Augmentation, Data
 from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
+from hjepa.evaluation.dense import DenseProbe, Tokens
 from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features
 from hjepa.evaluation.probes import probes
 from hjepa.evaluation.ridge import ROW_BLOCK
+from hjepa.grid import Grid
 from hjepa.rng import permute
 
 Probe = tuple[Source, Source]
@@ -63,6 +65,7 @@ class Evaluator:
     images on the device -> features `[n, d]` by name, of which "last" is the one that stands for the encoder.
 
     Attributes:
+        dense: probes of single patches on the first source that has masks, or None.
         num_classes: over all sources.
         num_train, num_test: images that are looked at.
     """
@@ -74,7 +77,17 @@ class Evaluator:
         seed: int,
         pairs: Sequence[Probe | None],
         device: torch.device,
+        grid: Grid | None = None,
     ) -> None:
+        """Choose what is looked at.
+
+        Args:
+            evaluation, data: the sections.
+            seed: of the choice.
+            pairs: see `Probe`; None for a source that has no test part.
+            device: where features are computed.
+            grid: patches of an image, for the probes of single patches.
+        """
         reason = skip_reason(pairs)
         assert reason is None, reason
         labelled = usable(pairs)
@@ -91,6 +104,11 @@ class Evaluator:
         self._train = _choose(banks, offsets, evaluation.max_train, seed, "probe train")
         self._test = _choose(tests, offsets, evaluation.max_test, seed, "probe test")
         self._baselines: list[tuple[str, float]] | None = None
+        self.dense: DenseProbe | None = None
+        masked = [pair for pair in labelled if all(side.masks(np.arange(1)) is not None for side in pair)]
+        if grid is not None and evaluation.dense and masked:
+            place = self._device, self._probe_device
+            self.dense = DenseProbe(evaluation, grid, masked[0], self._views, seed, *place)
         self.num_classes = sum(classes)
         self.num_train = len(self._train)
         self.num_test = len(self._test)
@@ -104,18 +122,22 @@ class Evaluator:
         """
         yield from self._probe(_joined(target, online))
 
-    def baselines(self, random: Embed) -> Named:
+    def baselines(self, random: Embed, patches: Tokens | None = None) -> Named:
         """What a probe says without any training; computed at the first call and remembered.
 
         Args:
             random: the run's encoder before its first step.
+            patches: its tokens, for the probes of single patches.
 
         Yields:
             `knn_pixels`, `linear_pixels` of the raw pixels; `knn_random`, `linear_random` of the random
-            encoder's "last".
+            encoder's "last"; where there are probes of single patches, those of both likewise.
         """
         if self._baselines is None:
             self._baselines = list(self._probe(_beside_pixels(random)))
+            if self.dense is not None and patches is not None:
+                self._baselines += [(f"{name}_pixels", value) for name, value in self.dense.baseline()]
+                self._baselines += [(f"{name}_random", value) for name, value in self.dense(patches)]
         yield from self._baselines
 
     @property
@@ -145,7 +167,8 @@ class Evaluator:
                 )
                 took = time.monotonic() - start
             fits = sum(_work(self.num_train, self.num_test, rows.shape[1]) for rows in features.values())
-            found.append(took / count * (self.num_train + self.num_test) + fits / rate)
+            images = self.num_train + self.num_test + (self.dense.num_images if self.dense else 0)
+            found.append(took / count * images + fits / rate)
         return found[0], found[1]
 
     def memory(self) -> int:

@@ -64,6 +64,9 @@ class HJEPA(nn.Module):
         context, target = build_encoders(config, grid.height * shape.patch_size)
         self.context_encoder: ContextEncoder = context
         self.target_encoder: TargetEncoder | None = target if config.use_target_encoder else None
+        # Moves as a target encoder does and is asked by probes alone.
+        averages = config.use_weight_average and not config.use_target_encoder
+        self.average_encoder: TargetEncoder | None = target if averages else None
         self.predictor = create_predictor(config, grid) if predicts else None
         self.projector = projector(config.projector, shape.embed_dim) if image_level else None
 
@@ -128,9 +131,14 @@ class HJEPA(nn.Module):
         return torch.stack(embeddings)
 
     def update_target(self, momentum: float | Tensor) -> None:
-        """Move the target encoder, if there is one, towards the context encoder; once per step, after it."""
-        if self.target_encoder is not None:
-            self.target_encoder.update(self.context_encoder, momentum)
+        """Move the slow encoder, if there is one, towards the context encoder; once per step, after it."""
+        if self.slow_encoder is not None:
+            self.slow_encoder.update(self.context_encoder, momentum)
+
+    @property
+    def slow_encoder(self) -> TargetEncoder | None:
+        """The average of the context encoder's weights, whether it is the target or not."""
+        return self.target_encoder or self.average_encoder
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Recompute blocks of context encoder and predictor in the backward pass; gradients stay the same."""
@@ -150,8 +158,7 @@ class HJEPA(nn.Module):
             `last` `[B, D]`: mean of the final tokens; `tap<k>` `[B, D]`: mean of the layer-normalised output of
             block k; `level<l>` `[B, T_l D]`: mean of the level's targets over the grid.
         """
-        encoder = self.context_encoder if online or self.target_encoder is None else self.target_encoder
-        encoded = encoder(images, taps=self.taps)
+        encoded = self._frozen(online)(images, taps=self.taps)
         taps = torch.stack(encoded.taps, dim=2)  # [B, N, T, D]
         out = {"last": encoded.tokens.mean(dim=1)}
         means = F.layer_norm(taps.float(), taps.shape[-1:]).mean(dim=1)
@@ -160,6 +167,16 @@ class HJEPA(nn.Module):
         for level, targets in enumerate(level_targets(maps, self.num_levels)):
             out[f"level{level}"] = targets.mean(dim=(1, 2)).flatten(1)
         return out
+
+    @torch.no_grad()
+    def patches(self, images: Tensor, online: bool = False) -> Tensor:
+        """Final tokens of whole images by the frozen encoder: `[B, 3, S, S]` -> `[B, N, D]`; see `embed`."""
+        tokens: Tensor = self._frozen(online)(images).tokens
+        return tokens
+
+    def _frozen(self, online: bool) -> ContextEncoder | TargetEncoder:
+        """The encoder that probes look at."""
+        return self.context_encoder if online or self.slow_encoder is None else self.slow_encoder
 
 
 def projector(config: Projector, dim: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ EXAMPLES = [
     ("model.layerscale_init", "model.layerscale_init=0.1", (), ("model.use_layerscale=true",)),
     ("model.fpn.", "model.fpn.fusion_method=concat", (), ("model.fpn.use_fpn=true",)),
     ("model.ema.", "model.ema.momentum=0.9", ("model.use_target_encoder=false",), ()),
+    ("model.use_weight_average", "model.use_weight_average=true", (), ("model.use_target_encoder=false",)),
     ("model.predictor.", "model.predictor.depth=2", NO_PREDICTION, ()),
     ("model.fpn.", "model.fpn.fusion_method=concat", (*FPN, *NO_PREDICTION), FPN),
     ("model.projector.hidden_dim", "model.projector.hidden_dim=64", (*SIGREG, "model.projector.depth=0"), SIGREG),
