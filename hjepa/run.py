@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +15,12 @@ from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config
 from hjepa.config.checks import process_checks
+from hjepa.config.data import Augmentation
 from hjepa.config.switches import idle_settings
 from hjepa.console import Console
 from hjepa.data.loader import Batches
 from hjepa.data.sources import TITLES, cache, open_training
-from hjepa.data.views import Views
+from hjepa.data.views import Views, center_views
 from hjepa.device import DeviceKind, choose, precision, process_layout
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
@@ -27,8 +29,10 @@ from hjepa.lightning import Fabric
 from hjepa.masks import BlockMasks
 from hjepa.memory import settle_batch_size
 from hjepa.model.hjepa import HJEPA
+from hjepa.model.whitening import NUM_PATCHES, whiten_patches
 from hjepa.objective import Objective
 from hjepa.optim import Schedules, build_optimizers
+from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
 
 
@@ -205,6 +209,8 @@ def build(
         fabric.world_size,
     )
 
+    if config.model.whiten_patches and saved is None:
+        whiten_patches(model, _samples(batches, config), scalar_seed(seed, "patch filters", 0))
     optimizers = build_optimizers(config.training, model)
     progress = Progress.start(fabric.device)
     if saved is not None:
@@ -240,3 +246,18 @@ def build(
         progress,
         started,
     )
+
+
+def _samples(batches: Batches, config: Config) -> Tensor:
+    """As many images from the run's first positions as hold `NUM_PATCHES` patches: `[n, 3, S, S]` normalised."""
+    per_epoch = batches.steps_per_epoch * batches.batch_size
+    wanted = min(-(-NUM_PATCHES // grid_of(config).size), per_epoch)
+    augmentation = config.data.augmentation
+    plain = Views(Augmentation(mean=augmentation.mean, std=augmentation.std), config.data.image_size)
+    source, index = batches.locate(np.arange(wanted, dtype=np.int64))
+    squares = []
+    for s in np.unique(source):
+        mine = index[source == s]
+        images = torch.from_numpy(batches.sources[s].images(mine))
+        squares.append(plain(images, center_views(batches.sources[s].true_sizes(mine))))
+    return torch.cat(squares)

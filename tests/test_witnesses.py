@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config, load_config
+from hjepa.config.data import Augmentation
 from hjepa.config.walk import leaves
 from hjepa.console import Console
 from hjepa.data import archives
 from hjepa.data.loader import Batches
 from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, open_training
-from hjepa.data.views import Views
+from hjepa.data.views import Views, center_views
 from hjepa.device import KINDS, available
 from hjepa.errors import ConfigError, DataError, NonFiniteError
 from hjepa.evaluate import build_evaluator, probe
@@ -424,6 +425,21 @@ def _() -> None:
     with calls_of(list(model.target_encoder.backbone.vit.blocks)) as blocks:  # type: ignore[union-attr]
         model(images, masks)
     assert torch.equal(output.target_taps, torch.stack([blocks[0], blocks[2]], dim=2))
+
+
+@witness("model.whiten_patches")
+def _() -> None:
+    for wanted in (False, True):
+        run = built(f"model.whiten_patches={str(wanted).lower()}", "data.datasets=[{name: shapes, length: 512}]")
+        plain = Views(Augmentation(), 64)
+        images = run.batches.sources[0].images(np.arange(256))
+        views = plain(torch.from_numpy(images), center_views(np.full((256, 2), 64, np.float32)))
+        for encoder in (run.model.context_encoder, run.model.target_encoder):
+            assert encoder is not None
+            with torch.no_grad():
+                out = encoder.backbone.vit.patch_embed(views).flatten(0, 1)
+            apart = torch.corrcoef(out.T).abs().fill_diagonal_(0).mean().item()
+            assert (apart < 0.15) is wanted  # random filters all see brightness first
 
 
 @witness("model.use_weight_average")
@@ -1359,12 +1375,12 @@ def _(tmp_path: Path) -> None:
 
 
 class Dials(Source):
-    """Images of one grey each, `degrees` of 90; their features are points on a quarter of a circle."""
+    """Images of one grey each, `degrees` of 360; their features are points on a circle."""
 
     def __init__(self, degrees: list[float], labels: list[int]) -> None:
         self.name, self.size, self.num_classes = "dials", (8, 8), 2
         self.labels = np.asarray(labels, np.int64)
-        self.values = np.round(np.asarray(degrees) / 90 * 255).astype(np.uint8)
+        self.values = np.round(np.asarray(degrees) / 360 * 255).astype(np.uint8)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -1378,7 +1394,7 @@ BATCHES: list[int] = []
 
 def on_a_circle(images: Tensor) -> dict[str, Tensor]:
     BATCHES.append(len(images))
-    angle = images.mean(dim=(1, 2, 3)) * math.pi / 2
+    angle = images.mean(dim=(1, 2, 3)) * 2 * math.pi
     return {"last": torch.stack((angle.cos(), angle.sin()), dim=1)}
 
 
@@ -1398,8 +1414,9 @@ def _(tmp_path: Path) -> None:
         assert run_of(tmp_path / str(every), f"evaluation.eval_frequency={every}").evaluated == evaluated
 
 
-# One neighbour of class 0 at 40 degrees, three of class 1 farther away; what is asked stands at 42.
-CLOSE, ASKED = Dials([40, 60, 60, 60], [0, 1, 1, 1]), Dials([42], [0])
+# One neighbour of class 0 at 40 degrees, three of class 1 farther away; what is asked stands at 42. As many stand on
+# the other side, so that the mean, which is subtracted, is in the middle.
+CLOSE, ASKED = Dials([40, 60, 60, 60, 220, 240, 240, 240], [0, 1, 1, 1, 0, 0, 0, 0]), Dials([42], [0])
 
 
 @witness("evaluation.knn.k")

@@ -88,6 +88,9 @@ class Model(Section):
     embed_dim: Width | None = Field(None, description="encoder width; the name's when not given")
     depth: Depth | None = Field(None, description="encoder blocks; the name's when not given")
     num_heads: Width | None = Field(None, description="encoder attention heads; the name's when not given")
+    whiten_patches: Bool = Field(
+        False, description="patch filters start as random directions of the data's whitened patches"
+    )
     pretrained: Bool = Field(False, description="start from timm's released weights of encoder_type")
     drop_path_rate: Rate = Field(
         0.0, description="stochastic depth of the context encoder, growing linearly to this rate"
@@ -157,6 +160,7 @@ class Model(Section):
                 (self.encoder_type == OWN_SHAPE, "encoder_type", "no weights were released for it; choose a timm name"),
                 (self.rope.use_rope, "rope.use_rope", "the released weights have learned positions; set it to false"),
                 (self.use_layerscale, "use_layerscale", "the released weights have none; set it to false"),
+                (self.whiten_patches, "whiten_patches", "it would replace the released filters; set it to false"),
             ):
                 if wrong:
                     yield Conflict((key, "pretrained"), f"excluded by pretrained: {reason}")

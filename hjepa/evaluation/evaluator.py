@@ -198,9 +198,8 @@ class Evaluator:
             suffix = "" if name == "last" else f"_{name}"
             # Popped: features that are done with need not stay in memory.
             bank, queries = train.pop(name).to(self._probe_device), test.pop(name).to(self._probe_device)
-            if name == "pixels":
-                mean = bank.mean(0)
-                bank, queries = bank - mean, queries - mean
+            mean = bank.mean(0)
+            bank, queries = bank - mean, queries - mean
             for kind, value in probes(self._config, bank, labels[0], queries, labels[1], self.num_classes, self._seed):
                 yield kind + suffix, value
 

@@ -22,9 +22,6 @@ PIXEL_SIDE = 32
 def pixel_features(images: Tensor) -> Tensor:
     """The baseline without an encoder: the image itself, area-averaged to at most 32 pixels per side.
 
-    The mean image is still in it. Two pictures are compared by what sets them apart, so the caller subtracts
-    the bank's mean from bank and queries.
-
     Args:
         images: `[n, 3, S, S]` float32, normalised.
 
