@@ -2,7 +2,8 @@
 
 Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same time
 (`training.max_time`), schedules included. A run that is there already is not repeated, and one that was cut off is
-resumed. The table is printed and written beside the runs as Markdown, with a plot.
+resumed. The table is printed and written beside the runs as Markdown, with a plot. With `--jobs 2`, two runs share the
+machine's processors, half each; that is fair, as all do.
 
 Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
 tenth of each class is held out).
@@ -12,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,6 +191,10 @@ COLUMNS = (
     ("knn online", "eval/knn_online"),
     ("linear", "eval/linear"),
     ("linear online", "eval/linear_online"),
+    ("knn taps", "eval/knn_level0"),
+    ("linear taps", "eval/linear_level0"),
+    ("patch where", "eval/patch_where"),
+    ("patch what", "eval/patch_what"),
     ("knn pixels", "eval/knn_pixels"),
     ("knn untrained", "eval/knn_random"),
     ("images", "images"),
@@ -239,6 +246,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A5", "A5c"])
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--set", nargs="*", default=[], help="key=value for all arms")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
 
@@ -253,15 +261,25 @@ def main() -> None:
         run_arm(args.one[0], config_of(args.one[0], int(args.one[1])))
         return
     titles = {name: arm.title for name, arm in arms(load_config(args.config, args.set).model.shape.depth).items()}
-    results: dict[str, list[dict[str, float]]] = {}
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+
+    def result(arm: str, seed: int) -> dict[str, float]:
+        path = run_path(config_of(arm, seed)) / "result.json"
+        if not path.exists():
+            command = [sys.executable, __file__, *sys.argv[1:], "--one", arm, str(seed)]
+            subprocess.run(command, check=True, env=environment)
+        found: dict[str, float] = json.loads(path.read_text())
+        return found
+
     # Seed by seed, so that a ladder that is cut off has whole rows.
-    for seed in args.seeds:
-        for arm in args.arms:
-            path = run_path(config_of(arm, seed)) / "result.json"
-            if not path.exists():
-                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", arm, str(seed)], check=True)
-            results.setdefault(arm, []).append(json.loads(path.read_text()))
-            text = table(results, titles)
+    wanted = [(arm, seed) for seed in args.seeds for arm in args.arms]
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in args.arms}
+    text = ""
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for (arm, _), found in zip(wanted, pool.map(lambda w: result(*w), wanted), strict=True):
+            results[arm].append(found)
+            text = table({name: runs for name, runs in results.items() if runs}, titles)
             (args.out / "ladder.md").write_text(text + "\n")
     print(text)
     plot(results, args.out / "ladder.png")

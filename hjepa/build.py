@@ -20,7 +20,8 @@ def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
     if not isinstance(config, Config):
         config = load_config(config)
     torch.manual_seed(config.experiment.seed)
-    model = HJEPA(config.model, grid_of(config), config.loss.has_image_level, config.loss.predicts)
+    loss = config.loss
+    model = HJEPA(config.model, grid_of(config), loss.has_image_level, loss.predicts, loss.predict_every)
     model.set_gradient_checkpointing(config.training.use_gradient_checkpointing)
     return model
 

@@ -1025,6 +1025,17 @@ def _() -> None:
     assert output_of(*alone).predictions == []
 
 
+@witness("loss.predict_every")
+def _() -> None:
+    two = ("loss.type=sigreg", "data.num_views=2", "data.batch_size=8")
+    whole, part = output_of(*two), output_of(*two, "loss.predict_every=3")
+    torch.testing.assert_close(whole.embeddings, part.embeddings)
+    rows = [0, 3, 4, 7]  # of two views of four images
+    for level in range(2):
+        torch.testing.assert_close(whole.targets[level][rows], part.targets[level])
+        torch.testing.assert_close(whole.predictions[level][rows], part.predictions[level])
+
+
 @witness("loss.smoothl1_beta")
 def _() -> None:
     prediction, target = fixed_output().predictions[0], fixed_output().targets[0]

@@ -55,6 +55,12 @@ def cross_checks(model: Model, data: Data, masking: Masking, loss: Loss, trainin
         yield Conflict(
             ("data.num_views", "loss.hierarchy_weights"), "without prediction there must be two views to compare; use 2"
         )
+    if loss.predict_every > 1 and loss.predicts and data.num_views + crops < 2:
+        yield Conflict(
+            ("loss.predict_every", "data.num_views"),
+            f"{loss.predict_every} leaves images without the second view, which is the target encoder's; use 1, or "
+            "data.num_views=2",
+        )
     if data.batch_size == "auto" and loss.has_image_level and data.global_batch_size == 1:
         yield Conflict(
             ("data.global_batch_size", "loss.type"),

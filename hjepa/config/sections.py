@@ -84,9 +84,20 @@ class Loss(Section):
     hierarchy_weights: tuple[Weight, ...] | None = Field(
         None, description="one weight per level, finest first; 1, 1/2, 1/4, ... when not given; all 0: no prediction"
     )
+    predict_every: Positive = Field(
+        1, description="predict every n-th image of a batch only, which saves its target pass; the image level sees all"
+    )
     smoothl1_beta: Scale = Field(1.0, description="where the smooth L1 distance turns from square to linear")
     vicreg: VICReg = VICReg()
     sigreg: SIGReg = SIGReg()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """See `Section.conflicts`."""
+        if self.predict_every > 1 and not self.has_image_level:
+            yield Conflict(
+                ("predict_every", "type"),
+                f"{self.type} has no image level, so images that are not predicted teach nothing; set it to 1",
+            )
 
     @property
     def has_image_level(self) -> bool:

@@ -30,6 +30,7 @@ SWITCHES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
     ("model.projector.hidden_dim", "model.projector.depth is 0", lambda c: c.model.projector.depth > 0),
     ("loss.smoothl1_beta", "loss.type is mse", lambda c: c.loss.type != "mse"),
     ("loss.smoothl1_beta", "loss.hierarchy_weights are all 0", lambda c: c.loss.predicts or c.loss.type == "mse"),
+    ("loss.predict_every", "loss.hierarchy_weights are all 0", lambda c: c.loss.predicts),
     ("training.muon_momentum", "training.optimizer is adamw", lambda c: c.training.optimizer == "muon"),
     ("training.warmup_lr", "training.warmup_epochs is 0", lambda c: c.training.warmup_epochs != 0),
     (

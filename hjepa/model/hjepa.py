@@ -25,14 +25,15 @@ class Output(NamedTuple):
     """What the objective compares.
 
     Attributes:
-        predictions: for each level `[V B, M, h_l, w_l, T_l, D]`; empty without prediction.
+        predictions: for each level `[V B', M, h_l, w_l, T_l, D]`; empty without prediction. B' is B, or less where
+            not every image is predicted.
         targets: the same shapes, without gradient.
         embeddings: `[V + C, B, K]` projected pooled tokens, of the whole batch over all processes: the contexts of
             the V views, then the C local crops; None without an image level. With one view and no crop, the target
             encoder's embedding of it (no gradient) is the second, so that there is something to agree with.
-        target_taps: `[V B, N, T, D]` raw outputs of the tapped blocks, without gradient, for the monitors; without
+        target_taps: `[V B', N, T, D]` raw outputs of the tapped blocks, without gradient, for the monitors; without
             prediction, the context's, averaged over its places (N = 1).
-        target_tokens: `[V B, N, D]` the final tokens, likewise.
+        target_tokens: `[V B', N, D]` the final tokens, likewise.
         num_global: how many of the embeddings are not of local crops.
     """
 
@@ -47,7 +48,9 @@ class Output(NamedTuple):
 class HJEPA(nn.Module):
     """Encoder pair, predictor, and (for losses that act on it) a projector of the pooled embedding."""
 
-    def __init__(self, config: Model, grid: Grid, image_level: bool = False, predicts: bool = True) -> None:
+    def __init__(
+        self, config: Model, grid: Grid, image_level: bool = False, predicts: bool = True, every: int = 1
+    ) -> None:
         """Build from the config's `model` section.
 
         Args:
@@ -55,11 +58,13 @@ class HJEPA(nn.Module):
             grid: patches of a view.
             image_level: whether the loss compares pooled embeddings of views.
             predicts: whether the loss compares predictions with targets.
+            every: in training, only every n-th image of a batch is predicted.
         """
         super().__init__()
         shape = config.shape
         self.grid = grid
         self.num_levels = config.num_hierarchies
+        self.every = every
         self.taps = tuple(config.target_layers or spread_taps(shape.depth))
         context, target = build_encoders(config, grid.height * shape.patch_size)
         self.context_encoder: ContextEncoder = context
@@ -86,19 +91,27 @@ class HJEPA(nn.Module):
             embeddings = self._embeddings(context.tokens, None, crops, num_views)
             return Output([], [], embeddings, taps, context.tokens.detach(), num_views)
 
-        whole = self._targets(flat)
         seen = self.context_encoder(flat, keep=masks.context).tokens
-        taps = torch.stack(whole.taps, dim=2)  # [V B, N, T, D]
+        asked = slice(None) if self.every == 1 else self._asked(images)
+        whole = self._targets(flat[asked])
+        masks = Masks(masks.context[asked], masks.targets[asked])
+        taps = torch.stack(whole.taps, dim=2)  # [V B', N, T, D]
         hidden = take(taps.flatten(2), masks.targets.flatten(1))
         maps = hidden.unflatten(1, masks.targets.shape[1:]).unflatten(-1, taps.shape[2:])
         return Output(
-            self.predictor(seen, masks),
+            self.predictor(seen[asked], masks),
             level_targets(maps, self.num_levels),
             self._embeddings(seen, whole.tokens, crops, num_views),
             taps,
             whole.tokens,
             2 if num_views == 1 and crops is None else num_views,
         )
+
+    def _asked(self, images: Tensor) -> Tensor:
+        """Rows of `[V B]` whose hidden part is predicted: every n-th image, in all of its views."""
+        num_views, batch = images.shape[:2]
+        rows = torch.arange(0, batch, self.every, device=images.device)
+        return (rows + batch * torch.arange(num_views, device=images.device)[:, None]).flatten()
 
     def _targets(self, images: Tensor) -> Encoded:
         """What is to be predicted: the whole view as the target encoder sees it, or the context encoder itself."""

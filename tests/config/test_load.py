@@ -206,6 +206,8 @@ def test_a_value_that_is_offered_is_accepted(overrides: tuple[str, ...]) -> None
             "leave it out",
             ["training.accumulation_steps=1"],
         ),
+        (("loss.predict_every=2",), "set it to 1", ["loss.predict_every=1"]),
+        (("loss.predict_every=2", "loss.type=sigreg"), "use 1, or data.num_views=2", ["data.num_views=2"]),
         (("loss.hierarchy_weights=[1.0]",), "give 2", ["loss.hierarchy_weights=[1.0,1.0]"]),
         (("masking.num_masks=0",), "use 1 or more", ["masking.num_masks=1"]),
         (

@@ -22,6 +22,7 @@ EXAMPLES = [
     ("model.projector.hidden_dim", "model.projector.hidden_dim=64", (*SIGREG, "model.projector.depth=0"), SIGREG),
     ("loss.smoothl1_beta", "loss.smoothl1_beta=0.5", ("loss.type=mse",), SIGREG),
     ("loss.smoothl1_beta", "loss.smoothl1_beta=0.5", NO_PREDICTION, SIGREG),
+    ("loss.predict_every", "loss.predict_every=2", (*NO_PREDICTION, "data.num_views=2"), (*SIGREG, "data.num_views=2")),
     ("training.muon_momentum", "training.muon_momentum=0.9", (), ("training.optimizer=muon",)),
     ("training.warmup_lr", "training.warmup_lr=1e-5", ("training.warmup_epochs=0",), ()),
     ("data.decode_size", "data.decode_size=64", (), ("data.datasets=[{name: folder, path: x}]",)),
