@@ -1,9 +1,9 @@
 """What each part of the method is worth at equal wall-clock: `python benchmarks/ladder.py --minutes 10 --seeds 1 2 3`.
 
-Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same time
-(`training.max_time`), schedules included. A run that is there already is not repeated, and one that was cut off is
-resumed. The table is printed and written beside the runs as Markdown, with a plot. With `--jobs 2`, two runs share the
-machine's processors, half each; that is fair, as all do.
+Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same
+time: its steps are timed first, and it takes as many as fit, schedules included. Evaluation comes on top. A run that is
+there already is not repeated, and one that was cut off is resumed. The table is printed and written beside the runs as
+Markdown, with a plot. With `--jobs 2`, two runs share the machine's processors, half each; that is fair, as all do.
 
 Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
 tenth of each class is held out).
@@ -34,6 +34,7 @@ from hjepa.config.sections import Masking
 from hjepa.console import Console
 from hjepa.grid import Grid, pool
 from hjepa.masks import Masks
+from hjepa.measure import measure_run, restored
 from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import Output
 from hjepa.objective import Losses, Objective
@@ -135,7 +136,7 @@ class Arm:
     change: Callable[[Run], None] | None = None
 
 
-MASKS = ("masking.num_masks=4", "masking.mask_scale=[0.15,0.2]")
+MASKS = ("masking.num_masks=4", "masking.mask_scale=[0.15,0.2]", "masking.context_scale=[1,1]", "loss.predict_every=1")
 TAPS = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]", *MASKS)
 LEVELS = ("data.num_views=1", "model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]", *MASKS)
 ALONE = ("model.use_target_encoder=false", "masking.num_masks=0", "loss.hierarchy_weights=[0,0]")
@@ -153,7 +154,8 @@ def arms(depth: int) -> dict[str, Arm]:
         "A3c": Arm("pooled loss, same head", TAPS, pooled_loss),
         "A4": Arm("+ SIGReg, one view", (*LEVELS, "loss.type=sigreg")),
         "A5": Arm("the recipe: + image level", ()),
-        "A5c": Arm("image level alone", ALONE),
+        "A5f": Arm("the recipe, every image predicted", ("loss.predict_every=1",)),
+        "A5c": Arm("image level alone, whole views", (*ALONE, "masking.context_scale=[1,1]")),
         "A5h": Arm("image level alone, half of each view", (*ALONE, "masking.context_scale=[0.5,0.5]")),
     }
 
@@ -166,11 +168,11 @@ def flops_per_image(run: Run) -> float:
     with FlopCounterMode(display=False) as counter:
         run.objective(run.model(*batch), 0).total.backward()
     run.model.zero_grad()
-    return counter.get_total_flops() / size
+    return float(counter.get_total_flops() / size)
 
 
-def run_arm(name: str, config: Config) -> None:
-    """Train one arm and leave `result.json` in its folder."""
+def run_arm(name: str, config: Config, minutes: float) -> None:
+    """Train one arm for so many minutes and leave `result.json` in its folder."""
     fabric, kind = open_fabric(config)
     folder = RunFolder(run_path(config), config.experiment.name, config.logging)
     with Console() as console:
@@ -179,10 +181,16 @@ def run_arm(name: str, config: Config) -> None:
         if change is not None:
             change(run)
         flops = flops_per_image(run)
+        if not run.progress.total:
+            with restored(run):
+                seconds_per_step = measure_run(run, seconds=20).seconds_per_step
+            run.progress.total = max(1, round(60 * minutes / seconds_per_step))
         plan(run)
         fit(run)
     folder.close()
-    result = {"steps": run.progress.step, "images": run.progress.step * run.batches.batch_size, "gflops": flops / 1e9}
+    steps = run.progress.step
+    result: dict[str, float | str] = {"steps": steps, "images": steps * run.batches.batch_size, "gflops": flops / 1e9}
+    result["verdict"] = run.verdict
     (run_path(config) / "result.json").write_text(json.dumps(result | run.results))
 
 
@@ -254,11 +262,11 @@ def main() -> None:
         base = load_config(args.config, args.set)
         words = [*args.set, *arms(base.model.shape.depth)[arm].overrides, f"experiment.seed={seed}"]
         words += [f"experiment.output_dir={args.out / f'{arm}-{seed}'}", "training.epochs=null"]
-        words += ["evaluation.eval_frequency=100000", f"training.max_time={args.minutes:g}m"]
+        words += ["evaluation.eval_frequency=100000", "training.max_time=1000h"]
         return load_config(args.config, words)
 
     if args.one:
-        run_arm(args.one[0], config_of(args.one[0], int(args.one[1])))
+        run_arm(args.one[0], config_of(args.one[0], int(args.one[1])), args.minutes)
         return
     titles = {name: arm.title for name, arm in arms(load_config(args.config, args.set).model.shape.depth).items()}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)

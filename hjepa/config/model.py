@@ -95,7 +95,10 @@ class Model(Section):
     drop_path_rate: Rate = Field(
         0.0, description="stochastic depth of the context encoder, growing linearly to this rate"
     )
-    use_flash_attention: Bool = Field(True, description="fused attention; off computes the explicit product")
+    use_flash_attention: Bool = Field(
+        True,
+        description="fused attention; off computes the explicit product, faster in bfloat16 (use_amp) on a CPU",
+    )
     use_layerscale: Bool = Field(False, description="learned per-channel scale on every residual branch")
     layerscale_init: Scale = Field(1e-5, description="initial value of that scale")
     num_hierarchies: Annotated[Int, Field(ge=1, le=4)] = Field(
