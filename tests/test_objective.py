@@ -131,6 +131,32 @@ class TestGaussianity:
             values = [self.statistic(torch.randn(batch, 16, generator=g), few) for _ in range(40)]
             assert sum(values) / 40 == pytest.approx(expected, rel=0.1)
 
+    @staticmethod
+    def expected(batch: int, mean: float, std: float) -> float:
+        """Of samples of N(mean, std^2): batch * bias^2 + variance of the empirical characteristic function."""
+        own = math.sqrt(math.pi / (std**2 + 0.5))
+        wanted = math.sqrt(2 * math.pi / 3)
+        a = std**2 / 2 + 1
+        both = math.sqrt(math.pi / a) * math.exp(-(mean**2) / (4 * a))
+        return batch * (own + wanted - 2 * both) + math.sqrt(2 * math.pi) - own
+
+    @pytest.mark.parametrize(("mean", "std"), [(0, 1), (0.5, 1), (2, 1), (0, 3), (0, 0.3), (-1, 0.5)])
+    def test_shifted_and_scaled_normals_have_their_closed_forms(self, mean: float, std: float) -> None:
+        g = torch.Generator().manual_seed(0)
+        config = SIGReg(num_slices=1, num_knots=301, t_max=8.0)
+        found = [self.statistic(mean + std * torch.randn(512, 1, generator=g), config) for _ in range(60)]
+        assert sum(found) / 60 == pytest.approx(self.expected(512, mean, std), rel=0.12)
+
+    def test_a_line_in_the_plane_has_the_mean_of_its_shadows(self) -> None:
+        # Rank one: along a direction at angle a to it, samples are N(0, cos(a)^2).
+        g = torch.Generator().manual_seed(0)
+        line = torch.tensor([[0.6, 0.8]])
+        config = SIGReg(num_slices=200, num_knots=101, t_max=8.0)
+        found = [self.statistic(torch.randn(256, 1, generator=g) * line, config) for _ in range(20)]
+        angles = [math.pi * (i + 0.5) / 1000 for i in range(1000)]
+        expected = sum(self.expected(256, 0, abs(math.cos(angle))) for angle in angles) / 1000
+        assert sum(found) / 20 == pytest.approx(expected, rel=0.1)
+
     def test_shift_scale_and_rank_one_are_worse_than_normal(self) -> None:
         z = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
         normal = self.statistic(z)
