@@ -36,8 +36,20 @@ def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, 
             ("loss.type=sigreg", "data.num_views=2", "loss.hierarchy_weights=[0,0]", "masking.num_masks=0"),
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            ("loss.type=sigreg", "data.num_views=2", "loss.predict_every=2"),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["smoothl1", "sigreg", "combined", "local crops", "no target encoder", "image level alone"],
+    ids=[
+        "smoothl1",
+        "sigreg",
+        "combined",
+        "local crops",
+        "no target encoder",
+        "image level alone",
+        "every other image",
+    ],
 )
 def test_two_processes_train_as_one(tmp_path: Path, small: tuple[str, ...], extra: tuple[str, ...]) -> None:
     # eps: or Adam makes a whole step of what is rounding in a gradient of zero.
@@ -53,6 +65,16 @@ def test_two_processes_train_as_one(tmp_path: Path, small: tuple[str, ...], extr
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == set(one["positions"])  # type: ignore[call-overload]
     assert len(one["positions"]) == 40  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_muon_keeps_processes_equal(tmp_path: Path, small: tuple[str, ...]) -> None:
+    """One process and two differ by more than rounding: directions without gradient move as far as any other."""
+    settings = (*small, "training.optimizer=muon", "training.max_steps=4", "evaluation.eval_frequency=0")
+    first, second = run(2, tmp_path / "two", settings)
+    assert first["step"] == 4
+    for name, weight in first["weights"].items():  # type: ignore[attr-defined]
+        assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
 
 
 def test_what_is_not_finite_on_one_process_is_skipped_by_all(tmp_path: Path, small: tuple[str, ...]) -> None:
