@@ -111,11 +111,11 @@ class Finding(NamedTuple):
 
     Attributes:
         since: step of the first of these lines.
-        what: see `Sign`, of the newest line.
+        sign: that of the newest line.
     """
 
     since: int
-    what: str
+    sign: Sign
 
 
 class Diagnosis:
@@ -129,7 +129,6 @@ class Diagnosis:
         self.config = config
         self.findings: dict[str, Finding] = {}
         self._streaks: dict[str, tuple[int, int]] = {}  # first step, number of lines
-        self._lasting: set[str] = set()
 
     def read(self, step: int, values: Mapping[str, float | None]) -> list[str]:
         """Take a line in.
@@ -147,17 +146,15 @@ class Diagnosis:
         shown = {sign.name: sign for sign in signs({**values, "step": step}, self.config)}
         for name in [n for n in self._streaks if n not in shown]:
             del self._streaks[name]
-            if name not in self._lasting:
-                self.findings.pop(name, None)
+            if name in self.findings and not self.findings[name].sign.lasting:
+                del self.findings[name]
         for name, sign in shown.items():
             first, count = self._streaks.get(name, (step, 0))
             self._streaks[name] = first, count + 1
-            if count + 1 < sign.lines or (sign.lasting and name in self.findings):
-                continue
-            if sign.lasting:
-                self._lasting.add(name)
             known = name in self.findings
-            self.findings[name] = Finding(first, sign.what)
+            if count + 1 < sign.lines or (sign.lasting and known):
+                continue
+            self.findings[name] = Finding(first, sign)
             if not known:
                 new.append(self._words(name))
         return new
@@ -169,4 +166,4 @@ class Diagnosis:
 
     def _words(self, name: str) -> str:
         finding = self.findings[name]
-        return f"{name} since step {finding.since}: {finding.what}"
+        return f"{name} since step {finding.since}: {finding.sign.what}"

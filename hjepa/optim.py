@@ -13,17 +13,17 @@ from hjepa.config.model import EMA
 from hjepa.config.sections import Training
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, without: Sequence[nn.Parameter] = ()
+) -> list[dict[str, Any]]:
     """Trainable parameters in two groups: matrices decay; norms, biases, scales, positions and queries do not."""
-    return _by_decay([(name, p) for name, p in model.named_parameters() if p.requires_grad], weight_decay)
-
-
-def _by_decay(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    left_out = set(map(id, without))
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
-    for name, parameter in named:
-        place = name.rpartition(".")[2] in ("pos_embed", "queries")
-        (exempt if parameter.ndim < 2 or place else decayed).append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in left_out:
+            place = name.rpartition(".")[2] in ("pos_embed", "queries")
+            (exempt if parameter.ndim < 2 or place else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
@@ -34,10 +34,11 @@ def build_optimizers(config: Training, model: nn.Module) -> list[torch.optim.Opt
     matrix maps one hidden space to another, and the same AdamW for the rest: patches, positions, norms, heads,
     projector.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if config.optimizer == "muon" and ".blocks." in name and p.ndim == 2]
-    taken = set(map(id, hidden))
-    groups = _by_decay([(name, p) for name, p in named if id(p) not in taken], config.weight_decay)
+    hidden: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        trainable = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+        hidden = [p for name, p in trainable if ".blocks." in name and p.ndim == 2]
+    groups = parameter_groups(model, config.weight_decay, without=hidden)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     ]

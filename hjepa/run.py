@@ -15,12 +15,11 @@ from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config
 from hjepa.config.checks import process_checks
-from hjepa.config.data import Augmentation
 from hjepa.config.switches import idle_settings
 from hjepa.console import Console
 from hjepa.data.loader import Batches
 from hjepa.data.sources import TITLES, cache, open_training
-from hjepa.data.views import Views, center_views
+from hjepa.data.views import Views, center_views, plain_views
 from hjepa.device import DeviceKind, choose, precision, process_layout
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
@@ -252,8 +251,7 @@ def _samples(batches: Batches, config: Config) -> Tensor:
     """As many images from the run's first positions as hold `NUM_PATCHES` patches: `[n, 3, S, S]` normalised."""
     per_epoch = batches.steps_per_epoch * batches.batch_size
     wanted = min(-(-NUM_PATCHES // grid_of(config).size), per_epoch)
-    augmentation = config.data.augmentation
-    plain = Views(Augmentation(mean=augmentation.mean, std=augmentation.std), config.data.image_size)
+    plain = plain_views(config.data.augmentation, config.data.image_size)
     source, index = batches.locate(np.arange(wanted, dtype=np.int64))
     squares = []
     for s in np.unique(source):

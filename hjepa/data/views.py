@@ -108,7 +108,7 @@ class Views(nn.Module):
     Each step computes what torchvision's function of that name computes on one float image. Jitter is applied
     in the order brightness, contrast, saturation, hue; torchvision's ColorJitter shuffles them at each call.
     A step that `config` gives no strength or probability is left out whatever the parameters say, so views
-    for evaluation come cheapest from `Views(Augmentation(mean=..., std=...), image_size)`.
+    for evaluation come cheapest from `plain_views`.
     """
 
     scale: Tensor
@@ -141,6 +141,11 @@ class Views(nn.Module):
             if self.solarizes:
                 x = torch.where(_column(parameters.solarize) & (x >= 0.5), 1 - x, x)
             return torch.addcmul(self.shift, x, self.scale)
+
+
+def plain_views(config: Augmentation, image_size: int) -> Views:
+    """Cuts, scales and normalises as `config` says, and nothing else."""
+    return Views(Augmentation(mean=config.mean, std=config.std), image_size)
 
 
 def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:

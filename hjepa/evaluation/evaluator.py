@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hjepa.config.data import Augmentation, Data
+from hjepa.config.data import Data
 from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
-from hjepa.data.views import Views
+from hjepa.data.views import plain_views
 from hjepa.evaluation.dense import DenseProbe, Tokens
 from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features
 from hjepa.evaluation.probes import probes
@@ -98,8 +98,7 @@ class Evaluator:
         self._device = device
         # Half of a probe is float64, which mps lacks.
         self._probe_device = torch.device("cpu") if device.type == "mps" else device
-        normalise = Augmentation(mean=data.augmentation.mean, std=data.augmentation.std)
-        self._views = Views(normalise, data.image_size).to(device)
+        self._views = plain_views(data.augmentation, data.image_size).to(device)
         banks, tests = [bank for bank, _ in labelled], [test for _, test in labelled]
         self._train = _choose(banks, offsets, evaluation.max_train, seed, "probe train")
         self._test = _choose(tests, offsets, evaluation.max_test, seed, "probe test")
