@@ -1,9 +1,11 @@
 """What each part of the method is worth at equal wall-clock: `python benchmarks/ladder.py --minutes 10 --seeds 1 2 3`.
 
 Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same
-time: its steps are timed first, and it takes as many as fit, schedules included. Evaluation comes on top. A run that is
-there already is not repeated, and one that was cut off is resumed. The table is printed and written beside the runs as
-Markdown, with a plot. With `--jobs 2`, two runs share the machine's processors, half each; that is fair, as all do.
+time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as fit,
+schedules included. So what else the machine does later changes nothing, as long as it is quiet while steps are timed.
+Evaluation comes on top. A run that is there already is not repeated, and one that was cut off is resumed. The table is
+printed and written beside the runs as Markdown, with a plot. With `--jobs 2`, two runs share the machine's processors,
+half each.
 
 Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
 tenth of each class is held out).
@@ -34,7 +36,7 @@ from hjepa.config.sections import Masking
 from hjepa.console import Console
 from hjepa.grid import Grid, pool
 from hjepa.masks import Masks
-from hjepa.measure import measure_run, restored
+from hjepa.measure import time_steps
 from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import Output
 from hjepa.objective import Losses, Objective
@@ -42,6 +44,8 @@ from hjepa.rng import Int64
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
 from hjepa.train import fit, plan
+
+ROUNDS, ROUND_SECONDS = 4, 4.0
 
 
 class ReferenceMasks:
@@ -171,20 +175,31 @@ def flops_per_image(run: Run) -> float:
     return float(counter.get_total_flops() / size)
 
 
-def run_arm(name: str, config: Config, minutes: float) -> None:
-    """Train one arm for so many minutes and leave `result.json` in its folder."""
+def build_arm(name: str, config: Config, console: Console, folder: RunFolder | None) -> Run:
+    """The run of an arm, to be resumed where it was cut off."""
     fabric, kind = open_fabric(config)
+    run = build(config, fabric, kind, console, folder, resume=folder is not None)
+    change = arms(config.model.shape.depth)[name].change
+    if change is not None:
+        change(run)
+    return run
+
+
+def time_arms(configs: dict[str, Config], known: dict[str, float]) -> dict[str, float]:
+    """Seconds of a step of every arm, the least of some rounds; those already known stay as they are."""
+    with Console() as console:
+        runs = {name: build_arm(name, config, console, None) for name, config in configs.items() if name not in known}
+        times = [{name: time_steps(run, ROUND_SECONDS)[0] for name, run in runs.items()} for _ in range(ROUNDS)]
+    return known | {name: min(of_round[name] for of_round in times) for name in runs}
+
+
+def run_arm(name: str, config: Config, steps: int) -> None:
+    """Train one arm for so many steps and leave `result.json` in its folder."""
     folder = RunFolder(run_path(config), config.experiment.name, config.logging)
     with Console() as console:
-        run = build(config, fabric, kind, console, folder, resume=True)
-        change = arms(config.model.shape.depth)[name].change
-        if change is not None:
-            change(run)
+        run = build_arm(name, config, console, folder)
         flops = flops_per_image(run)
-        if not run.progress.total:
-            with restored(run):
-                seconds_per_step = measure_run(run, seconds=20).seconds_per_step
-            run.progress.total = max(1, round(60 * minutes / seconds_per_step))
+        run.progress.total = run.progress.total or steps
         plan(run)
         fit(run)
     folder.close()
@@ -255,6 +270,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--set", nargs="*", default=[], help="key=value for all arms")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--time", action="store_true", help="only time the steps of the arms")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
 
@@ -265,18 +281,31 @@ def main() -> None:
         words += ["evaluation.eval_frequency=100000", "training.max_time=1000h"]
         return load_config(args.config, words)
 
+    timings = args.out / "seconds.json"
+    known: dict[str, float] = json.loads(timings.read_text()) if timings.exists() else {}
     if args.one:
-        run_arm(args.one[0], config_of(args.one[0], int(args.one[1])), args.minutes)
+        arm, seed = args.one
+        run_arm(arm, config_of(arm, int(seed)), max(1, round(60 * args.minutes / known[arm])))
+        return
+    if args.time:
+        known = time_arms({arm: config_of(arm, args.seeds[0]) for arm in args.arms}, known)
+        args.out.mkdir(parents=True, exist_ok=True)
+        timings.write_text(json.dumps(known, indent=1))
         return
     titles = {name: arm.title for name, arm in arms(load_config(args.config, args.set).model.shape.depth).items()}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
 
+    def again(*words: str) -> None:
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], *words], check=True, env=environment)
+
+    if not known.keys() >= set(args.arms):
+        again("--time")
+
     def result(arm: str, seed: int) -> dict[str, float]:
         path = run_path(config_of(arm, seed)) / "result.json"
         if not path.exists():
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", arm, str(seed)]
-            subprocess.run(command, check=True, env=environment)
+            again("--one", arm, str(seed))
         found: dict[str, float] = json.loads(path.read_text())
         return found
 

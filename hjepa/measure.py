@@ -130,7 +130,7 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     if device.type != "cpu":
         forget_peak(device)  # that of the search for a batch that fits
     run.model.train()
-    per_step, per_line = _time_steps(run, seconds)
+    per_step, per_line = time_steps(run, seconds)
     peak, resident = peak_memory(device), resident_memory()
     once, baselines = 0.0, 0.0
     if run.evaluator is not None:
@@ -140,8 +140,8 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     return Measured(per_step, per_line, once, baselines, saving, size, peak, resident)
 
 
-def _time_steps(run: Run, seconds: float) -> tuple[float, float]:
-    """Seconds of a step and of its line in the record."""
+def time_steps(run: Run, seconds: float) -> tuple[float, float]:
+    """Seconds of a step and of its line in the record; the steps move the model, see `restored`."""
     per_epoch = run.batches.steps_per_epoch
     schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
     batches = iter(run.batches.loader(0, 10_000, run.kind.pin_memory))
