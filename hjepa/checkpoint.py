@@ -31,8 +31,10 @@ WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
 FREE = (
     "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_time", "training.max_bad_steps",
     "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers", "data.pin_memory", "data.cache_gb",
-    "data.download", "data.data_path",
+    "data.download", "data.data_path", "training.use_gradient_checkpointing",
 )  # fmt: skip
+# So may this, for rounding alone, where no loss compares the images that are computed together.
+PARTS = "training.accumulation_steps"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], trainer: dict[str,
     Raises:
         StorageError: when the disk refuses; checkpoints that were there before are untouched.
     """
-    final = folder / f"step-{step:08d}"
+    final = folder / _name(step)
     if final.exists():
         return final
     temporary = folder / f".{final.name}.tmp"
@@ -71,7 +73,7 @@ def save(folder: Path, step: int, weights: dict[str, Tensor], trainer: dict[str,
         torch.save(trainer, temporary / TRAINER)
         files = {name: _describe(temporary / name) for name in (WEIGHTS, TRAINER)}
         manifest = {"schema": SCHEMA, "step": step, "files": files, "config": config}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (temporary / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
         for name in (WEIGHTS, TRAINER, MANIFEST):
             _flush(temporary / name)
         _flush(temporary)
@@ -106,8 +108,13 @@ def load(path: Path) -> Saved:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["schema"] != SCHEMA:
             raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
-        for name, expected in manifest["files"].items():
-            if _describe(path / name) != expected:
+        if manifest.pop("sha256") != _seal(manifest):
+            raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
+        if path.name != _name(manifest["step"]):
+            raise StorageError(f"{path}: holds step {manifest['step']}; a checkpoint keeps the name it was given")
+        # These two and no other: a manifest cannot name a file elsewhere, nor leave one unverified.
+        for name in (WEIGHTS, TRAINER):
+            if _describe(path / name) != manifest["files"][name]:
                 raise StorageError(f"{path}: {name} does not match its checksum")
         weights = load_file(path / WEIGHTS)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
@@ -143,16 +150,27 @@ def refuse_changes(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
         ConfigError: listing every differing setting.
     """
     before, now = dict(flat(saved)), dict(flat(wanted))
+    free = FREE if before.get("loss.type") in ("combined", "sigreg") else (*FREE, PARTS)
     differing = [
         f"{key}: the run has {before.get(key)!r}, the config says {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(".path")
+        if before.get(key) != now.get(key) and not key.startswith(free) and not key.endswith(".path")
     ]
     if differing:
         raise ConfigError(
             "the run cannot be continued under other settings; put these back, or choose another "
             "experiment.output_dir:\n" + "\n".join(differing)
         )
+
+
+def _name(step: int) -> str:
+    """Of a checkpoint's folder."""
+    return f"step-{step:08d}"
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """Checksum of all that a manifest says; against accidents: whoever can write it can write another."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _describe(path: Path) -> dict[str, Any]:
