@@ -35,7 +35,21 @@ class StorageError(UserError):
     exit_code = 5
 
 
+class MemoryFullError(UserError):
+    """The device has less memory than the run takes."""
+
+    exit_code = 6
+
+
 class FolderInUseError(UserError):
     """The run's folder is held by another process, or holds a run that was not asked for."""
 
     exit_code = 75
+
+
+class ProcessError(UserError):
+    """Another process of the run failed, and this one ends with its exit code; or it is gone."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
