@@ -16,16 +16,24 @@ from hjepa.errors import ConfigError
 
 @dataclass(frozen=True)
 class DeviceKind:
-    """One row: how Lightning names the accelerator, and whether bfloat16 autocast and pinned memory exist."""
+    """One row.
+
+    Attributes:
+        name: as in torch.
+        accelerator: as Lightning calls it.
+        pin_memory: whether there are page-locked batches.
+        is_verified: whether a gradient is compared with the CPU's before training (`selfcheck`).
+    """
 
     name: str
     accelerator: str
     pin_memory: bool
+    is_verified: bool = False
 
 
 KINDS = {
     "cuda": DeviceKind("cuda", "cuda", pin_memory=True),
-    "mps": DeviceKind("mps", "mps", pin_memory=False),
+    "mps": DeviceKind("mps", "mps", pin_memory=False, is_verified=True),
     "cpu": DeviceKind("cpu", "cpu", pin_memory=False),
 }
 
@@ -117,6 +125,11 @@ def free_memory(device: torch.device) -> int:
     with suppress(OSError, ValueError):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    # So may a shell (ulimit -v), in addresses.
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        with suppress(OSError):
+            free = min(free, most - int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE"))
     return free
 
 
@@ -129,10 +142,19 @@ def held_memory(device: torch.device) -> int:
     return resident_memory()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a device refused memory; only CUDA has an error of its own for it."""
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or any(word in str(error).lower() for word in words)
+
+
+def release_cache(device: torch.device) -> None:
+    """Give back what the allocator keeps of memory that is not in use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def synchronize(device: torch.device) -> None:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from hjepa.build import grid_of
 from hjepa.config import Config
-from hjepa.device import forget_peak, free_memory, is_out_of_memory, peak_memory, resident_memory
+from hjepa.device import (
+    forget_peak,
+    free_memory,
+    is_out_of_memory,
+    peak_memory,
+    release_cache,
+    resident_memory,
+)
 from hjepa.distributed import alone
 from hjepa.errors import ConfigError
 from hjepa.lightning import Fabric
@@ -98,7 +105,7 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
                 losses = objective(model(*synthetic_batch(config, size, device)), 0)
             with alone():
                 losses.total.backward()
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return float("inf")
@@ -122,6 +129,42 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
         fits = int(fits * 0.9)
     model.train(training)
     return max(fits, 0)
+
+
+def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: bool) -> str:
+    """What to do after a step that ran out of memory, in words that name settings which are accepted.
+
+    Smaller parts give the same step where no loss compares the images of a part, so the run can go on with them.
+    Otherwise it can go on with blocks that are computed twice, or not at all.
+
+    Args:
+        config: of the run, its batch in numbers.
+        model: on the device, whose memory has been given back.
+        fabric: device and processes. Among several, half of the part is named without trying: the others are
+            waiting in the middle of a step, and a trial would join their sums.
+        automatic: whether the user's config leaves the batch to the machine, so that it must be told in numbers.
+    """
+    release_cache(fabric.device)
+    size = config.data.images_per_step
+    share = size // fabric.world_size
+    tried = share // config.training.accumulation_steps
+    recompute = "training.use_gradient_checkpointing=true"
+
+    if fabric.world_size > 1:
+        found = tried // 2
+    else:
+        found = largest_batch(config, model, fabric.device, tried - 1, fabric.autocast) if tried > 1 else 0
+    least = 2 if config.loss.has_image_level else 1
+    smaller = max((n for n in range(least, min(found, tried - 1) + 1) if share % n == 0), default=0)
+    batch = f"data.batch_size={size} data.global_batch_size=null " if automatic else ""
+    parts = f"{batch}training.accumulation_steps={share // smaller}" if smaller else ""
+    if smaller and not config.loss.has_image_level:
+        return f"{smaller} fit: continue with --resume {parts}"
+    if not config.training.use_gradient_checkpointing:
+        return f"recomputing takes less: continue with --resume {recompute}"
+    if smaller:
+        return f"{smaller} fit, but make another run of loss.type={config.loss.type}: start one with {parts}"
+    return "no smaller part does either: start another run with a smaller model or smaller images"
 
 
 def synthetic_batch(config: Config, size: int, device: torch.device) -> tuple[Tensor, Masks, Tensor | None]:

@@ -27,7 +27,7 @@ from hjepa.data.mixture import mixture_of
 from hjepa.data.source import Source
 from hjepa.data.sources import TITLES, CachedSource, open_training
 from hjepa.device import free_memory, held_memory, is_out_of_memory, precision
-from hjepa.errors import ConfigError, DataError, StorageError, UserError
+from hjepa.errors import DataError, MemoryFullError, StorageError, UserError
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
 from hjepa.grid import cells
 from hjepa.masks import BlockMasks
@@ -92,11 +92,11 @@ def check(config: Config, started: float | None = None, all_images: bool = False
         describe_costs(report, run, measured, startup)
     except UserError as error:
         report.fail("steps", error)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         remedy = "set data.batch_size=auto, or raise training.accumulation_steps"
-        report.fail("memory", ConfigError(f"data.batch_size: {config.data.batch_size} does not fit; {remedy}"))
+        report.fail("memory", MemoryFullError(f"data.batch_size: {config.data.batch_size} does not fit; {remedy}"))
     return report
 
 

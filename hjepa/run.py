@@ -33,6 +33,7 @@ from hjepa.objective import Objective
 from hjepa.optim import Schedules, build_optimizers
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
+from hjepa.selfcheck import verify_gradient
 
 
 @dataclass
@@ -97,6 +98,8 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     results: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
+    automatic: bool = False  # data.batch_size was left to the machine
+    moving: bool = False  # between the first weight of a step that moves and the last
 
     @property
     def seconds(self) -> float:
@@ -109,6 +112,7 @@ class Run:
         Raises:
             StorageError: when the disk refuses.
         """
+        assert not self.moving, "half a step is never written"
         progress = vars(self.progress) | {"seconds": self.seconds}
         states = [optimizer.state_dict() for optimizer in self.optimizers]
         trainer = {"optimizers": states, "progress": progress}
@@ -178,13 +182,16 @@ def build(
     console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
     arithmetic = precision(kind, config.training.use_amp)
     console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
-    if config.data.batch_size == "auto":
+    automatic = config.data.batch_size == "auto"
+    if automatic:
         config = settle_batch_size(config, model, fabric, saved.config if saved else None)
         wrong = process_checks(config.data, config.training, fabric.world_size)
         if wrong:
             raise ConfigError(wrong)
         parts = config.training.accumulation_steps
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
+    if kind.is_verified:
+        verify_gradient(config, model, fabric.device)
     if saved is not None:
         checkpoint.refuse_changes(saved.config, config.model_dump(mode="json"))
     seed, grid = config.experiment.seed, grid_of(config)
@@ -244,6 +251,7 @@ def build(
         evaluator,
         progress,
         started,
+        automatic=automatic,
     )
 
 

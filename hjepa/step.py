@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hjepa.data.loader import Batch
-from hjepa.device import peak_memory
+from hjepa.device import is_out_of_memory, peak_memory
+from hjepa.errors import MemoryFullError
+from hjepa.memory import settings_that_fit
 from hjepa.model.hjepa import Output
 from hjepa.model.pyramid import taps_of_level
 from hjepa.monitor import drift, explained, rankme, relative_std
@@ -45,7 +47,29 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
         schedules: the optimizer's settings as functions of the step.
         step: its number in the run, from 0.
         batches: the step's parts come next.
+
+    Raises:
+        MemoryFullError: when the device has no memory for it, saying what fits. The state in memory is that before
+            the step, or else `run.moving` and never written.
     """
+    try:
+        return _take_step(run, schedules, step, batches)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    # Out here nothing holds the error any more, nor what the step held.
+    for optimizer in run.optimizers:
+        optimizer.zero_grad()
+    images = run.batches.batch_size // (run.batches.parts * run.fabric.world_size)
+    remedy = settings_that_fit(run.config, run.model, run.fabric, run.automatic)
+    raise MemoryFullError(
+        f"memory: {images} image(s) at a time do not fit on {run.fabric.device} in step {step + 1} ({reason}); "
+        f"nothing of it is kept; {remedy}"
+    )
+
+
+def _take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch]) -> Taken:
     fabric, parts, seed = run.fabric, run.batches.parts, run.config.experiment.seed
     # Dropped paths are the only draws from torch's own generator: a function of the step as well.
     torch.manual_seed(scalar_seed(seed, f"step/{fabric.global_rank}", step))
@@ -60,11 +84,13 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
     skipped = guard(run, losses.total, norm)
     watched = [p for p in run.model.context_encoder.backbone.last_block.parameters() if p.ndim == 2]
     before = [p.detach().clone() for p in watched]
+    run.moving = True
     for optimizer in run.optimizers:
         optimizer.step()
         optimizer.zero_grad()
     momentum = schedules.momentum(step)
     run.model.update_target(torch.where(skipped, 1.0, momentum))  # at 1 the target stays, as the weights did
+    run.moving = False
     with torch.no_grad():
         run.progress.update = torch.maximum(run.progress.update, drift(watched, before))
     return Taken(losses, output, norm, momentum, skipped)

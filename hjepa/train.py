@@ -11,9 +11,10 @@ from hjepa import checkpoint
 from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
-from hjepa.device import forget_peak, peak_memory
+from hjepa.device import forget_peak, is_out_of_memory, peak_memory
 from hjepa.diagnosis import Diagnosis
-from hjepa.errors import NonFiniteError
+from hjepa.distributed import ending_together
+from hjepa.errors import MemoryFullError, NonFiniteError
 from hjepa.evaluate import probe, show_results
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
@@ -36,7 +37,7 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
         UserError: one of its kinds, for everything that the user can mend.
     """
     fabric, kind = open_fabric(config)
-    with Console(enabled=fabric.is_global_zero) as console:
+    with ending_together(), Console(enabled=fabric.is_global_zero) as console:
         folder = None
         if fabric.is_global_zero:
             folder = RunFolder(run_path(config), config.experiment.name, config.logging)
@@ -46,6 +47,13 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
             fit(run)
             console.say(f"Verdict: {run.verdict}")
             show_results(console, run.results, run_path(config))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryFullError(
+                f"memory: out of it beside the steps ({error}); continue with --resume and a smaller data.cache_gb, "
+                "evaluation.max_train or evaluation.batch_size, or start another run with a smaller model"
+            ) from error
         finally:
             if folder is not None:
                 folder.close()
