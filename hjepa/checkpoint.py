@@ -132,7 +132,8 @@ def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
         StorageError: when there are checkpoints and none is intact: a run is never restarted from zero in silence.
     """
     warnings: list[str] = []
-    candidates = find(folder)
+    # Also those without a manifest, which `find` does not see: they were whole once.
+    candidates = sorted(folder.glob("step-*"), reverse=True)
     for path in candidates:
         try:
             return load(path), warnings

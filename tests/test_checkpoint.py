@@ -1,6 +1,4 @@
 import errno
-import os
-import pickle
 import resource
 import subprocess
 import sys
@@ -55,30 +53,6 @@ def test_any_damage_is_found_and_the_one_before_is_taken(tmp_path: Path, name: s
     else:
         assert saved.step == 1
         assert len(warnings) == 1 or (name, damage) == (checkpoint.MANIFEST, "gone")
-
-
-class Canary:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path) -> None:
-    path = save(tmp_path / "checkpoints", 1)
-    canary = tmp_path / "canary"
-    torch.save({"optimizer": Canary(canary)}, path / checkpoint.TRAINER)
-    import json
-
-    manifest = json.loads((path / checkpoint.MANIFEST).read_text())
-    manifest["files"][checkpoint.TRAINER] = checkpoint._describe(path / checkpoint.TRAINER)
-    (path / checkpoint.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(StorageError, match="not readable"):
-        checkpoint.load(path)
-    assert not canary.exists()
-    pickle.loads(pickle.dumps(Canary(canary)))  # the canary would have sung
-    assert canary.exists()
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_and_says_so(tmp_path: Path) -> None:
