@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint check clean
+.PHONY: train test lint check audit clean
 
 train: $(STAMP)
 	$(BIN)/hjepa train configs/quickstart.yaml --resume
@@ -22,11 +22,15 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -m slow
 
+# Known vulnerabilities in what is installed; where no advisory service can be reached, it says so and is content.
+audit: $(STAMP)
+	$(BIN)/python scripts/audit.py
+
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one with make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
 	UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --compile-bytecode \
 	  --python $(BIN)/python --editable '.[dev]'
 	@touch $@
