@@ -108,7 +108,7 @@ def load(path: Path) -> Saved:
         manifest = json.loads((path / MANIFEST).read_text())
         if manifest["schema"] != SCHEMA:
             raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
-        if manifest.pop("sha256") != _seal(manifest):
+        if manifest.pop("sha256", None) != _seal(manifest):
             raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
         if path.name != _name(manifest["step"]):
             raise StorageError(f"{path}: holds step {manifest['step']}; a checkpoint keeps the name it was given")

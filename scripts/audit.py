@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 TOOL = "pip-audit>=2.9,<3"
-# What pip-audit says where the service does not answer; anything else that it says is a fault.
-UNREACHED = ("ServiceError", "ConnectionError", "Connection", "Could not connect", "timed out", "HTTPError", "resolve")
+# What is said where the service, or the tool itself, is not to be had; anything else is a fault.
+UNREACHED = ("connect", "timed out", "serviceerror", "httperror", "resolv")
 SECONDS = 180
 
 
@@ -39,8 +39,8 @@ def audit() -> tuple[list[dict[str, Any]], str]:
     if done.stdout.strip():
         packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
         return packages, "it knows none of the packages"
-    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    if not any(word in done.stderr for word in UNREACHED):
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1].strip()
+    if not any(word in done.stderr.lower() for word in UNREACHED):
         sys.exit(f"audit: {TOOL} failed: {last}")
     return [], last
 

@@ -1,5 +1,6 @@
 """How many images fit: by a meter that is known, and by the true one in processes of their own."""
 
+import resource
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,6 +11,7 @@ import torch
 
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config, load_config
+from hjepa.device import free_memory
 from hjepa.errors import ConfigError
 from hjepa.memory import largest_batch, settle_batch_size, synthetic_batch
 from hjepa.run import open_fabric
@@ -48,6 +50,15 @@ def settled(overrides: tuple[str, ...], saved: Config | None = None) -> Config:
     fabric, _ = open_fabric(config)
     dumped = None if saved is None else saved.model_dump(mode="json")
     return settle_batch_size(config, create_hjepa_from_config(config), fabric, dumped)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses are counted from /proc")
+def test_a_limit_of_the_shell_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + 300 * MB, resource.RLIM_INFINITY))
+    assert 200 * MB < free_memory(CPU) <= 300 * MB
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert free_memory(CPU) > 300 * MB
 
 
 @pytest.mark.parametrize(

