@@ -144,7 +144,7 @@ def held_memory(device: torch.device) -> int:
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     """Whether a device refused memory; only CUDA has an error of its own for it."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "alloc_failed")
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
     return known or any(word in str(error).lower() for word in words)
 

@@ -63,7 +63,7 @@ def ending_together() -> Iterator[None]:
         return
     # A connection of its own: one that waits lets nobody else speak.
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = TCPStore(address, port, timeout=timedelta(seconds=GRACE), wait_for_workers=False)
+    store = TCPStore(address, port, timeout=timedelta(minutes=1), wait_for_workers=False)
     key = f"hjepa/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     rank, over = dist.get_rank(), threading.Event()
     watcher = threading.Thread(target=_watch, args=(store, key, rank, over), daemon=True)
@@ -86,21 +86,25 @@ def ending_together() -> Iterator[None]:
         raise _ended(first, rank) from error
     finally:
         over.set()
-        watcher.join()
+        watcher.join(GRACE)
 
 
 def _watch(store: TCPStore, key: str, rank: int, over: threading.Event) -> None:
     """End this process some time after another one said that it failed."""
-    while not over.wait(POLL):
-        try:
-            first = json.loads(store.get(key)) if store.check([key]) else None
-        except (dist.DistError, RuntimeError):
-            first = {"rank": 0, "code": 1, "text": "gone, and with it where the processes met"}
-        if first is not None and not over.wait(GRACE):
-            error = _ended(first, rank)
-            # No traceback, no farewell: the main thread cannot be reached.
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(error.exit_code)
+    try:
+        while not over.wait(POLL):
+            if store.check([key]):
+                break
+        else:
+            return
+        first = json.loads(store.get(key))
+    except (dist.DistError, RuntimeError):
+        return  # a store that does not answer is no failure of a process
+    if not over.wait(GRACE):
+        error = _ended(first, rank)
+        # No traceback, no farewell: the main thread cannot be reached.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
 
 
 def _ended(first: dict[str, int | str], rank: int) -> ProcessError:

@@ -26,6 +26,7 @@ REFUSALS = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to ..."),
     RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("MPS backend out of memory (MPS allocated: 17.92 GB, max allowed: 18.13 GB)."),
     MemoryError(),
 )
@@ -50,7 +51,7 @@ def step(run: Run, number: int) -> None:
     take_step(run, run.schedules, number, iter(run.batches.loader(number, number + 1, False)))
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=["cuda", "linux", "windows", "mps", "python"])
+@pytest.mark.parametrize("refusal", REFUSALS, ids=["cuda", "linux", "windows", "cublas", "mps", "python"])
 def test_a_step_that_runs_out_of_memory_moves_nothing(
     small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
