@@ -20,7 +20,7 @@ from hjepa.console import Console
 from hjepa.data.loader import Batches
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
-from hjepa.device import DeviceKind, choose, precision, process_layout
+from hjepa.device import DeviceKind, choose, keep_freed_memory, precision, process_layout
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
 from hjepa.evaluation.evaluator import Evaluator
@@ -123,6 +123,8 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
         ConfigError: when the device is not there, or the batch does not divide into the processes.
     """
     kind = choose(config.device)
+    if kind.name == "cpu":
+        keep_freed_memory()
     local, nodes = process_layout()
     wrong = process_checks(config.data, config.training, local * nodes)
     if wrong:
