@@ -88,11 +88,10 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         kept: list[str] = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
         self.close_records()
         with self._optional("metrics.jsonl"):
             if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
                 _replace(path, "".join(f"{line}\n" for line in kept))
             self._metrics = path.open("a")
         with self._optional("TensorBoard"):
