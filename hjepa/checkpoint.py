@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00001234` that exists whole or not at all: it is written beside its place under a
 temporary name, flushed to the disk, and renamed. Weights lie in a safetensors file and the rest is loaded with
-`weights_only`, so nothing in a checkpoint is ever executed.
+`weights_only`, so nothing in a checkpoint is ever executed. The best one by `checkpoint.metric` is
+`best-00001234`, whose files are the same on the disk.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,17 +27,23 @@ from torch import Tensor
 from hjepa.config.walk import flat
 from hjepa.errors import ConfigError, StorageError
 
-SCHEMA = 2
-WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
+SCHEMA = 3
+WEIGHTS, TRAINER, MANIFEST, BEST = "model.safetensors", "trainer.pt", "manifest.json", "best.json"
 
 # What may differ between a checkpoint and the run that continues it: nothing here changes a weight.
 FREE = (
     "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_time", "training.max_bad_steps",
-    "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers", "data.pin_memory", "data.cache_gb",
-    "data.download", "data.data_path", "training.use_gradient_checkpointing",
+    "training.on_divergence", "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers",
+    "data.pin_memory", "data.cache_gb", "data.download", "data.data_path",
+    "training.use_gradient_checkpointing",
 )  # fmt: skip
 # So may this, for rounding alone, where no loss compares the images that are computed together.
 PARTS = "training.accumulation_steps"
+
+# What may differ where the user says so by name: the run goes on as another one from here, which no rerun gives again.
+# Everything else makes a model or data that the saved state does not belong to.
+ACCEPTABLE = ("training.", "data.batch_size", "data.augmentation.", "model.ema.")
+NEVER = ("training.optimizer",)
 
 
 @dataclass(frozen=True)
@@ -57,32 +66,108 @@ class Saved:
 def save(folder: Path, step: int, weights: dict[str, Tensor], trainer: dict[str, Any], config: dict[str, Any]) -> Path:
     """Write `folder/step-<step>` as a whole; does nothing when it is there already.
 
+    Args:
+        folder: of checkpoints; it is made where it is missing.
+        step: optimizer steps done.
+        weights, trainer: a `snapshot` of each.
+        config: the run's resolved config, as plain data.
+
     Raises:
         StorageError: when the disk refuses; checkpoints that were there before are untouched.
     """
-    final = folder / _name(step)
+    final = path_of(folder, step)
     if final.exists():
         return final
-    temporary = folder / f".{final.name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        # Copies: two names for one storage (tied weights) are an error to safetensors.
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, temporary / WEIGHTS)
+
+    def fill(temporary: Path) -> None:
+        save_file(weights, temporary / WEIGHTS)
         torch.save(trainer, temporary / TRAINER)
         files = {name: _describe(temporary / name) for name in (WEIGHTS, TRAINER)}
         manifest = {"schema": SCHEMA, "step": step, "files": files, "config": config}
         (temporary / MANIFEST).write_text(json.dumps({**manifest, "sha256": _seal(manifest)}, indent=1))
+
+    _write_folder(final, fill)
+    return final
+
+
+def keep_best(path: Path, metric: str, value: float) -> Path:
+    """Set a finished checkpoint apart as the best one, and let the one before go.
+
+    Raises:
+        StorageError: when the disk refuses; the best one before is untouched.
+    """
+    final = path.with_name(path.name.replace("step-", "best-"))
+
+    def fill(temporary: Path) -> None:
         for name in (WEIGHTS, TRAINER, MANIFEST):
-            _flush(temporary / name)
+            try:
+                os.link(path / name, temporary / name)
+            except OSError:  # not every file system has links
+                shutil.copyfile(path / name, temporary / name)
+        (temporary / BEST).write_text(json.dumps({"metric": metric, "value": value}))
+
+    if not final.exists():
+        _write_folder(final, fill)
+    for older in path.parent.glob("best-*"):
+        if older != final:
+            _remove(older)
+    return final
+
+
+def best_value(folder: Path, metric: str) -> float | None:
+    """The figure of the best checkpoint in a folder; None where there is none by this metric."""
+    for path in sorted(folder.glob("best-*"), reverse=True):
+        try:
+            found = json.loads((path / BEST).read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and found.get("metric") == metric:
+            return float(found["value"])
+    return None
+
+
+def _write_folder(final: Path, fill: Callable[[Path], None]) -> None:
+    """A folder that exists whole or not at all: filled under another name, flushed to the disk, renamed."""
+    temporary = final.with_name(f".{final.name}.tmp")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        fill(temporary)
+        for file in temporary.iterdir():
+            _flush(file)
         _flush(temporary)
         temporary.rename(final)
-        _flush(folder)
+        _flush(final.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save says RuntimeError on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"{final}: could not be written ({error}); earlier checkpoints are intact") from error
-    return final
+
+
+def snapshot(state: Any) -> Any:
+    """The same nesting of dictionaries, lists and tuples with copies of its tensors: contiguous, on the CPU.
+
+    No two of them share memory, which safetensors refuses.
+    """
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True).contiguous()
+    if isinstance(state, dict):
+        return {key: snapshot(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(snapshot(value) for value in state)
+    return state
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"step-{step:08d}"
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    for path in find(folder):
+        if path > path_of(folder, step):
+            _remove(path)
 
 
 def find(folder: Path) -> list[Path]:
@@ -91,11 +176,20 @@ def find(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted saves left behind."""
+    """Remove all but the newest `keep` checkpoints, and what interrupted saves and removals left behind."""
     for old in find(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    for stale in folder.glob(".step-*.tmp"):
+        _remove(old)
+    for stale in (*folder.glob(".step-*.tmp"), *folder.glob(".best-*.tmp")):
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Whole or not at all, too: what is half removed has another name."""
+    doomed = path.with_name(f".{path.name}.tmp")
+    with suppress(OSError):
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load(path: Path) -> Saved:
@@ -110,7 +204,8 @@ def load(path: Path) -> Saved:
             raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
         if manifest.pop("sha256", None) != _seal(manifest):
             raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
-        if path.name != _name(manifest["step"]):
+        name = path_of(path.parent, manifest["step"]).name
+        if path.name not in (name, name.replace("step-", "best-")):
             raise StorageError(f"{path}: holds step {manifest['step']}; a checkpoint keeps the name it was given")
         # These two and no other: a manifest cannot name a file elsewhere, nor leave one unverified.
         for name in (WEIGHTS, TRAINER):
@@ -125,15 +220,20 @@ def load(path: Path) -> Saved:
     return Saved(manifest["step"], weights, trainer, manifest["config"])
 
 
-def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
+def load_newest(folder: Path, before: int | None = None) -> tuple[Saved | None, list[str]]:
     """The newest intact checkpoint, and a warning for each newer one that was passed over.
+
+    Args:
+        folder: of checkpoints.
+        before: look only at those of at most so many steps.
 
     Raises:
         StorageError: when there are checkpoints and none is intact: a run is never restarted from zero in silence.
     """
     warnings: list[str] = []
     # Also those without a manifest, which `find` does not see: they were whole once.
-    candidates = sorted(folder.glob("step-*"), reverse=True)
+    there = sorted(folder.glob("step-*"), reverse=True)
+    candidates = [path for path in there if before is None or path <= path_of(folder, before)]
     for path in candidates:
         try:
             return load(path), warnings
@@ -144,29 +244,40 @@ def load_newest(folder: Path) -> tuple[Saved | None, list[str]]:
     return None, warnings
 
 
-def refuse_changes(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to continue a run under settings that would make it another run.
+def changes(saved: dict[str, Any], wanted: dict[str, Any], accepted: Collection[str] = ()) -> list[str]:
+    """Settings under which a run goes on that are not those it had, all of them accepted by name.
 
     Raises:
-        ConfigError: listing every differing setting.
+        ConfigError: listing every difference that was not accepted; when what was accepted is no setting, or one
+            that cannot change.
     """
     before, now = dict(flat(saved)), dict(flat(wanted))
+    for key in accepted:
+        if key not in now:
+            raise ConfigError(f"--accept {key}: there is no such setting")
+        if not _can_change(key):
+            raise ConfigError(f"--accept {key}: a run cannot be continued under another one")
     free = FREE if before.get("loss.type") in ("combined", "sigreg") else (*FREE, PARTS)
     differing = [
-        f"{key}: the run has {before.get(key)!r}, the config says {now.get(key)!r}"
+        key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and not key.startswith(free) and not key.endswith(".path")
     ]
-    if differing:
+    refused = []
+    for key in differing:
+        if key not in accepted:
+            advice = f"; --accept {key} goes on with it" if _can_change(key) else ""
+            refused.append(f"{key}: the run has {before.get(key)!r}, the config says {now.get(key)!r}{advice}")
+    if refused:
         raise ConfigError(
             "the run cannot be continued under other settings; put these back, or choose another "
-            "experiment.output_dir:\n" + "\n".join(differing)
+            "experiment.output_dir:\n" + "\n".join(refused)
         )
+    return differing
 
 
-def _name(step: int) -> str:
-    """Of a checkpoint's folder."""
-    return f"step-{step:08d}"
+def _can_change(key: str) -> bool:
+    return key.startswith((*FREE, *ACCEPTABLE)) and not key.startswith(NEVER)
 
 
 def _seal(manifest: dict[str, Any]) -> str:

@@ -46,6 +46,9 @@ def train(
     settings: Overrides = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Config file (YAML).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    accept: Annotated[
+        list[str] | None, typer.Option("--accept", help="A setting that may differ from the continued run's.")
+    ] = None,
     hours: Hours = None,
     help_config: Annotated[
         bool, typer.Option("--help-config", help="List the settings (of the sections named) and stop.")
@@ -62,7 +65,7 @@ def train(
     resolved = _load(words, config, hours)
     from hjepa.train import train as run
 
-    run(resolved, resume=resume)
+    run(resolved, resume=resume, accept=accept or [])
 
 
 @app.command()

@@ -6,7 +6,9 @@ margin on the healthy side, so silence is no proof, but a finding is worth a loo
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
+from statistics import median
 from typing import NamedTuple
 
 from hjepa.config import Config
@@ -21,6 +23,28 @@ COLLAPSED_EMBEDDING = 0.1
 LARGE_UPDATE = 0.1
 # Predictions worse than the mean target by this share of its variance.
 WORSE_THAN_MEAN = -0.1
+
+# Diverged: so many lines in a row whose loss is above this multiple of the median of so many lines before.
+SPIKE, SPIKE_LINES, SPIKE_WINDOW = 3.0, 3, 20
+
+
+class Spikes:
+    """Whether the loss has left where it was, for good."""
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=SPIKE_WINDOW)
+        self._above = 0
+        self._good = 0
+
+    def read(self, step: int, loss: float) -> int | None:
+        """Take in a line of the record; the last step before the loss left, once it stays away."""
+        full = len(self._usual) == SPIKE_WINDOW
+        if full and not loss <= SPIKE * median(self._usual):
+            self._above += 1
+            return self._good if self._above == SPIKE_LINES else None
+        self._above, self._good = 0, step
+        self._usual.append(loss)
+        return None
 
 
 class Sign(NamedTuple):

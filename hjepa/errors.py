@@ -4,6 +4,10 @@ A user's mistake is one of these: one clear line (what, where, what to do) and n
 mistake is an assertion.
 """
 
+from __future__ import annotations
+
+import signal
+
 
 class UserError(Exception):
     """A failure that the person at the keyboard can mend; its text is all they see."""
@@ -23,10 +27,18 @@ class DataError(UserError):
     exit_code = 3
 
 
-class NonFiniteError(UserError):
-    """The loss or the gradient was not finite too many steps in a row."""
+class DivergedError(UserError):
+    """The loss or the gradient was not finite, or the loss far above what it had been, too many steps in a row.
+
+    Attributes:
+        good: the last step before that.
+    """
 
     exit_code = 4
+
+    def __init__(self, text: str, good: int) -> None:
+        super().__init__(text)
+        self.good = good
 
 
 class StorageError(UserError):
@@ -53,3 +65,12 @@ class ProcessError(UserError):
     def __init__(self, text: str, exit_code: int = 1) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class StoppedError(UserError):
+    """The run was asked to stop and did, all of it saved."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"stopped by {number.name} after a save; --resume goes on")
+        # As shells count: 128 and the signal; every signal but Ctrl-C is the machine's, and means the same.
+        self.exit_code = 128 + (signal.SIGINT if number is signal.SIGINT else signal.SIGTERM)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
+from hjepa import checkpoint
 from hjepa.config import Config
 from hjepa.config.sections import Training
 from hjepa.device import forget_peak, peak_memory, resident_memory, synchronize
@@ -179,7 +180,8 @@ def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
         raise StorageError(f"{place}: cannot be written ({error.strerror}); set experiment.output_dir") from None
     try:
         start = time.monotonic()
-        saved = run.write_checkpoint(folder)
+        step, weights, trainer, config = run.state()
+        saved = checkpoint.save(folder, step, checkpoint.snapshot(weights), checkpoint.snapshot(trainer), config)
         return time.monotonic() - start, sum(file.stat().st_size for file in saved.iterdir())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

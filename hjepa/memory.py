@@ -163,7 +163,10 @@ def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: b
     if not config.training.use_gradient_checkpointing:
         return f"recomputing takes less: continue with --resume {recompute}"
     if smaller:
-        return f"{smaller} fit, but make another run of loss.type={config.loss.type}: start one with {parts}"
+        return (
+            f"{smaller} fit, and loss.type={config.loss.type} compares the images of a part: continue as another run "
+            f"with --resume --accept training.accumulation_steps {parts}"
+        )
     return "no smaller part does either: start another run with a smaller model or smaller images"
 
 

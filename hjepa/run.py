@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hjepa.console import Console
 from hjepa.data.loader import Batches
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
-from hjepa.device import DeviceKind, choose, precision, process_layout
+from hjepa.device import DeviceKind, choose, keep_freed_memory, precision, process_layout
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
 from hjepa.evaluation.evaluator import Evaluator
@@ -34,6 +34,8 @@ from hjepa.optim import Schedules, build_optimizers
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
 from hjepa.selfcheck import verify_gradient
+from hjepa.signals import StopSignals
+from hjepa.writer import Writer
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Progress:
         update: how far the weights of the encoder's last block moved in a step, relative to their size: the largest
             since the last line of the record (0-d, on the device).
         epoch_loss: sum of the epoch's losses so far, skipped steps left out (0-d, on the device).
+        rollbacks: how often the run went back to an earlier checkpoint.
         bad_in_a_row, bad_steps: steps skipped because something was not finite (0-d int64, on the device).
     """
 
@@ -61,6 +64,7 @@ class Progress:
     epoch_loss: Tensor
     bad_in_a_row: Tensor
     bad_steps: Tensor
+    rollbacks: int = 0
 
     @classmethod
     def start(cls, device: torch.device) -> Progress:
@@ -95,6 +99,8 @@ class Run:
     crops: Views
     evaluator: Evaluator | None
     progress: Progress
+    stop: StopSignals = field(default_factory=StopSignals)
+    writer: Writer | None = None  # of the first process, while it trains
     started: float = field(default_factory=time.monotonic)
     results: dict[str, float] = field(default_factory=dict)
     verdict: str = ""
@@ -106,18 +112,23 @@ class Run:
         """Time that the run has used, earlier processes included."""
         return self.progress.seconds + time.monotonic() - self.started
 
-    def write_checkpoint(self, folder: Path) -> Path:
-        """Write all that the run needs to go on, into a folder of checkpoints.
-
-        Raises:
-            StorageError: when the disk refuses.
-        """
+    def state(self) -> tuple[int, dict[str, Tensor], dict[str, Any], dict[str, Any]]:
+        """All that the run needs to go on, as `Writer.submit` takes it."""
         assert not self.moving, "half a step is never written"
         progress = vars(self.progress) | {"seconds": self.seconds}
         states = [optimizer.state_dict() for optimizer in self.optimizers]
         trainer = {"optimizers": states, "progress": progress}
-        config = self.config.model_dump(mode="json")
-        return checkpoint.save(folder, self.progress.step, self.model.state_dict(), trainer, config)
+        return self.progress.step, self.model.state_dict(), trainer, self.config.model_dump(mode="json")
+
+    def restore(self, saved: checkpoint.Saved) -> None:
+        """Go on from a checkpoint; the config's settings hold where it has other ones."""
+        self.model.load_state_dict(saved.weights)
+        self.progress = Progress.restore(saved.trainer["progress"], self.fabric.device)
+        for optimizer, state in zip(self.optimizers, saved.trainer["optimizers"], strict=True):
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            optimizer.load_state_dict(state)
+            for group, values in zip(optimizer.param_groups, settings, strict=True):
+                group.update(values)
 
 
 def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
@@ -127,6 +138,8 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
         ConfigError: when the device is not there, or the batch does not divide into the processes.
     """
     kind = choose(config.device)
+    if kind.name == "cpu":
+        keep_freed_memory()
     local, nodes = process_layout()
     wrong = process_checks(config.data, config.training, local * nodes)
     if wrong:
@@ -150,6 +163,7 @@ def build(
     folder: RunFolder | None = None,
     resume: bool = False,
     sample: int | None = None,
+    accept: Collection[str] = (),
 ) -> Run:
     """Model, data and state of a run, from its config and, when resumed, its newest checkpoint.
 
@@ -160,6 +174,7 @@ def build(
         folder: the run's folder, on the first process; None leaves no trace.
         resume: continue from the newest checkpoint in the run's folder.
         sample: decode only so many images of each source that is kept in memory, for a trial of a few steps.
+        accept: settings that may differ from those of the run that is resumed, see `checkpoint.changes`.
     """
     started = time.monotonic()
     saved = None
@@ -192,8 +207,7 @@ def build(
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if kind.is_verified:
         verify_gradient(config, model, fabric.device)
-    if saved is not None:
-        checkpoint.refuse_changes(saved.config, config.model_dump(mode="json"))
+    changed = checkpoint.changes(saved.config, config.model_dump(mode="json"), accept) if saved is not None else []
     seed, grid = config.experiment.seed, grid_of(config)
 
     console.say("Loading datasets...")
@@ -218,23 +232,17 @@ def build(
     if config.model.whiten_patches and saved is None:
         whiten_patches(model, _samples(batches, config), scalar_seed(seed, "patch filters", 0))
     optimizers = build_optimizers(config.training, model)
-    progress = Progress.start(fabric.device)
-    if saved is not None:
-        model.load_state_dict(saved.weights)
-        progress = Progress.restore(saved.trainer["progress"], fabric.device)
-        console.say(f"Resuming after step {progress.step}")
     module, *wrapped = fabric.setup(model, *optimizers)
     evaluator = None
     if config.evaluation.eval_frequency and fabric.is_global_zero:
         found = build_evaluator(config, fabric.device)
+        if isinstance(found, str) and config.checkpoint.needs_labels:
+            raise ConfigError(f"checkpoint.metric: {config.checkpoint.metric} cannot be measured: {found}")
         if isinstance(found, str):
             console.say(found)
         else:
             evaluator = found
-    if saved is not None:
-        for optimizer, state in zip(wrapped, saved.trainer["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-    return Run(
+    run = Run(
         config,
         fabric,
         kind,
@@ -249,10 +257,37 @@ def build(
         Views(config.data.augmentation, config.data.image_size).to(fabric.device),
         Views(config.data.augmentation, config.data.local_size(config.model.shape.patch_size)).to(fabric.device),
         evaluator,
-        progress,
-        started,
+        Progress.start(fabric.device),
+        started=started,
         automatic=automatic,
     )
+    if saved is not None:
+        run.restore(saved)
+        console.say(f"Resuming after step {run.progress.step}")
+        if changed:
+            go_on_changed(run, saved, changed)
+    return run
+
+
+def go_on_changed(run: Run, saved: checkpoint.Saved, changed: Collection[str]) -> None:
+    """Fit the place in the run to settings that it did not have before; schedules follow the new ones from here.
+
+    Raises:
+        ConfigError: for a batch that is larger than it was.
+    """
+    progress, batches = run.progress, run.batches
+    run.console.warn(f"goes on under other settings than it had: {', '.join(changed)}")
+    if "data.batch_size" in changed:
+        before = saved.config["data"]["batch_size"]
+        if before < batches.batch_size:
+            # Steps would be numbered down, and a checkpoint's name is its step.
+            raise ConfigError(f"data.batch_size: a run can go on with a smaller batch than its {before}, no larger one")
+        epoch, within = divmod(progress.step, batches.mixture.epoch_size // before)
+        progress.step = epoch * batches.steps_per_epoch + within * before // batches.batch_size
+        progress.epoch_loss.zero_()
+        run.console.warn(f"steps of {batches.batch_size} images: the place in the run is called step {progress.step}")
+    if {"data.batch_size", "training.epochs"} & set(changed):
+        progress.total = 0  # to be planned anew
 
 
 def _samples(batches: Batches, config: Config) -> Tensor:

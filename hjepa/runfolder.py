@@ -1,4 +1,8 @@
-"""A run's folder: who holds it, and what is written into it while the run goes on."""
+"""A run's folder: who holds it, and what is written into it while the run goes on.
+
+Records are for people: what cannot be written is told once and stops nothing. What a run needs to go on is in its
+checkpoints, and those do stop it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import importlib.util
 import json
 import math
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -26,13 +32,14 @@ class RunFolder:
         StorageError: when it cannot be written.
     """
 
-    def __init__(self, path: Path, name: str, config: Logging) -> None:
+    def __init__(self, path: Path, name: str, config: Logging, warn: Callable[[str], None] = print) -> None:
         """Take hold of a folder.
 
         Args:
             path: of the folder; it is made where it is missing.
             name: of the run.
             config: the section.
+            warn: is told what could not be recorded.
         """
         if config.wandb.enabled and importlib.util.find_spec("wandb") is None:
             raise ConfigError(
@@ -41,15 +48,17 @@ class RunFolder:
         self.path = path
         self.name = name
         self.config = config
+        self.warn = warn
         self.checkpoints = path / "checkpoints"
         self._tensorboard: SummaryWriter | None = None
         self._wandb: Any = None
         self._metrics: IO[str] | None = None
+        self._silent: set[str] = set()
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a")
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error.strerror}); set experiment.output_dir") from None
+            raise _refused(path, error) from None
         try:
             # The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -59,8 +68,17 @@ class RunFolder:
             ) from None
 
     def write_config(self, text: str) -> None:
-        """Write the resolved config."""
-        (self.path / "config.yaml").write_text(text)
+        """Write the resolved config.
+
+        Raises:
+            StorageError: when the disk refuses.
+        """
+        try:
+            _replace(self.path / "config.yaml", text)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: cannot be written ({error.strerror}); set experiment.output_dir"
+            ) from None
 
     def open_metrics(self, step: int) -> list[dict[str, Any]]:
         """Start or continue the record after `step` steps; lines from beyond it, of steps that will be redone, go.
@@ -70,50 +88,91 @@ class RunFolder:
         """
         path = self.path / "metrics.jsonl"
         kept: list[str] = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            path.write_text("".join(f"{line}\n" for line in kept))
-        self._metrics = path.open("a")
-        if self.config.use_tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+        self.close_records()
+        with self._optional("metrics.jsonl"):
+            if path.exists():
+                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+                _replace(path, "".join(f"{line}\n" for line in kept))
+            self._metrics = path.open("a")
+        with self._optional("TensorBoard"):
+            if self.config.use_tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
-        if self.config.wandb.enabled:
-            import wandb
+                self._tensorboard = SummaryWriter(str(self.path / "tensorboard"), purge_step=step or None)
+        with self._optional("Weights & Biases"):
+            if self.config.wandb.enabled and self._wandb is None:
+                import wandb
 
-            options = self.config.wandb
-            self._wandb = wandb.init(
-                project=options.project,
-                name=self.name,
-                tags=list(options.tags),
-                dir=str(self.path),
-                reinit="create_new",
-            )
+                options = self.config.wandb
+                self._wandb = wandb.init(
+                    project=options.project,
+                    name=self.name,
+                    tags=list(options.tags),
+                    dir=str(self.path),
+                    reinit="create_new",
+                )
         return [json.loads(line) for line in kept]
 
     def log(self, step: int, epoch: int, values: dict[str, float]) -> None:
         """Append one line to the record and a point to each curve; what is not finite is null there."""
-        assert self._metrics is not None
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._metrics.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
-        self._metrics.flush()
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(values, step=step)
+        with self._optional("metrics.jsonl"):
+            if self._metrics is not None:
+                self._metrics.write(json.dumps({"step": step, "epoch": epoch, **finite}) + "\n")
+                self._metrics.flush()
+        with self._optional("TensorBoard"):
+            if self._tensorboard is not None:
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name, value, step)
+        with self._optional("Weights & Biases"):
+            if self._wandb is not None:
+                self._wandb.log(values, step=step)
+
+    def note(self, name: str, line: dict[str, Any]) -> None:
+        """Append a line to another record, `<name>.jsonl`."""
+        with self._optional(name), (self.path / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @contextmanager
+    def _optional(self, what: str) -> Iterator[None]:
+        """A record that cannot be written is told once, and tried again."""
+        try:
+            yield
+        except Exception as error:  # a logger may fail in any way
+            if what not in self._silent:
+                self._silent.add(what)
+                self.warn(f"{what} could not be written ({error}); the run goes on without")
+
+    def close_records(self) -> None:
+        """Finish the files, so that they can be opened anew."""
+        with self._optional("TensorBoard"):
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+        with self._optional("metrics.jsonl"):
+            if self._metrics is not None:
+                with self._metrics:
+                    self._metrics.flush()
+                    os.fsync(self._metrics.fileno())
+        self._tensorboard = self._metrics = None
 
     def close(self) -> None:
         """Finish the files and let the folder go."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish(quiet=True)
-        if self._metrics is not None:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-            self._metrics.close()
+        self.close_records()
+        with self._optional("Weights & Biases"):
+            if self._wandb is not None:
+                self._wandb.finish(quiet=True)
         self._lock.close()
+
+
+def _refused(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path}: cannot be written ({error.strerror}); set experiment.output_dir")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file that holds the old text or the new one, whatever happens in between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _step_of(line: str) -> float:

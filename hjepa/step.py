@@ -30,6 +30,7 @@ class Taken(NamedTuple):
         norm: of the gradient before clipping (0-d, on the device).
         momentum: of the target encoder.
         skipped: whether nothing moved, because something was not finite (0-d bool, on the device).
+        asked: whether any process was asked to stop (0-d bool, on the device).
     """
 
     losses: Losses
@@ -37,6 +38,7 @@ class Taken(NamedTuple):
     norm: Tensor
     momentum: float
     skipped: Tensor
+    asked: Tensor
 
 
 def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch]) -> Taken:
@@ -81,7 +83,7 @@ def _take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batc
             losses = run.objective(output, scalar_seed(seed, "directions", step * parts + part))
             fabric.backward(losses.total / parts)
     norm = clip_gradients(run.model, run.config.training.clip_grad)
-    skipped = guard(run, losses.total, norm)
+    skipped, asked = guard(run, losses.total, norm)
     watched = [p for p in run.model.context_encoder.backbone.last_block.parameters() if p.ndim == 2]
     before = [p.detach().clone() for p in watched]
     run.moving = True
@@ -93,23 +95,25 @@ def _take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batc
     run.moving = False
     with torch.no_grad():
         run.progress.update = torch.maximum(run.progress.update, drift(watched, before))
-    return Taken(losses, output, norm, momentum, skipped)
+    return Taken(losses, output, norm, momentum, skipped, asked)
 
 
-def guard(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
+def guard(run: Run, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Let no non-finite loss or gradient reach the weights of any process; count without waiting for the device.
 
     Returns:
-        0-d bool on the device: whether this step is skipped, on all processes alike.
+        two 0-d bool on the device, the same on all processes: whether this step is skipped; whether any process was
+        asked to stop.
     """
     bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
+    asked = torch.full_like(bad, bool(run.stop.received))
     if run.fabric.world_size > 1:
-        bad = run.fabric.all_reduce(bad.float(), reduce_op="sum") > 0
+        bad, asked = run.fabric.all_reduce(torch.stack((bad, asked)).float(), reduce_op="sum") > 0
     for optimizer in run.optimizers:
         skip_step_if(optimizer.optimizer, bad)
     run.progress.bad_steps += bad
     run.progress.bad_in_a_row = (run.progress.bad_in_a_row + bad) * bad
-    return bad
+    return bad, asked
 
 
 def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[str, float]:
@@ -138,4 +142,6 @@ def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[st
     values["memory_gb"] = peak_memory(run.fabric.device) / 1e9
     if int(run.progress.bad_steps):
         values["bad_steps"] = int(run.progress.bad_steps)
+    if run.progress.rollbacks:
+        values["rollbacks"] = run.progress.rollbacks
     return values

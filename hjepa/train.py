@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 import torch
+from torch import Tensor
 
-from hjepa import checkpoint
 from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
 from hjepa.device import forget_peak, is_out_of_memory, peak_memory
-from hjepa.diagnosis import Diagnosis
+from hjepa.diagnosis import Diagnosis, Spikes
 from hjepa.distributed import ending_together
-from hjepa.errors import MemoryFullError, NonFiniteError
+from hjepa.errors import DivergedError, MemoryFullError
 from hjepa.evaluate import probe, show_results
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
+from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
+from hjepa.signals import LateReader
 from hjepa.step import describe, take_step
+from hjepa.writer import Writer
 
 
-def train(config: Config, resume: bool = False) -> dict[str, float]:
+def train(config: Config, resume: bool = False, accept: Collection[str] = ()) -> dict[str, float]:
     """Pretrain.
 
     Args:
         config: the whole of a run.
         resume: continue the run in the folder, exactly; start afresh where there is none.
+        accept: settings that may differ from those of the run that is continued, by name.
 
     Returns:
         the last evaluation's figures by name, empty where nothing was evaluated.
@@ -40,9 +45,9 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
     with ending_together(), Console(enabled=fabric.is_global_zero) as console:
         folder = None
         if fabric.is_global_zero:
-            folder = RunFolder(run_path(config), config.experiment.name, config.logging)
+            folder = RunFolder(run_path(config), config.experiment.name, config.logging, console.warn)
         try:
-            run = build(config, fabric, kind, console, folder, resume)
+            run = build(config, fabric, kind, console, folder, resume, accept=accept)
             plan(run)
             fit(run)
             console.say(f"Verdict: {run.verdict}")
@@ -77,8 +82,8 @@ def plan(run: Run) -> Schedules:
         fitting, run.progress.reserve, run.progress.baselines = run.fabric.broadcast(
             (fitting, measured.seconds_at_end, measured.seconds_of_baselines)
         )
-        total = cut_to(training, fitting, per_epoch)
-        end = measured.seconds_of(total, run)
+        total = cut_to(training, run.progress.step + fitting, per_epoch)
+        end = measured.seconds_of(total - run.progress.step, run)
         run.console.say(
             f"Planned: {total} steps ({total / per_epoch:.1f} epochs) at {measured.seconds_per_step:.3g} s, "
             f"ends about {_clock(end)}, within {training.max_time}"
@@ -99,21 +104,47 @@ def plan(run: Run) -> Schedules:
 
 
 def fit(run: Run) -> None:
-    """Take the steps that are left."""
-    config, fabric, progress, schedules = run.config, run.fabric, run.progress, run.schedules
-    assert schedules is not None, "plan comes first"
+    """Take the steps that are left.
+
+    Raises:
+        DivergedError: see `training.on_divergence`.
+        StoppedError: when a signal asked for it, all saved.
+        StorageError: when a checkpoint could not be written, as soon as that is known.
+    """
+    assert run.schedules is not None, "plan comes first"
+    if run.folder is not None:
+        run.folder.write_config(dump_config(run.config))
+        run.writer = Writer(run.folder.checkpoints, run.config.checkpoint.keep_last_k)
+        require_room(run)
+    try:
+        with run.stop:
+            while True:
+                try:
+                    take_steps(run, run.schedules)
+                    break
+                except DivergedError as error:
+                    roll_back(run, error)
+            evaluate(run, -(-run.progress.step // run.batches.steps_per_epoch))
+    finally:
+        if run.writer is not None:
+            run.writer.close()
+
+
+def take_steps(run: Run, schedules: Schedules) -> None:
+    """Take steps to the end of the run, and save the last one."""
+    config, fabric, progress = run.config, run.fabric, run.progress
     per_epoch = run.batches.steps_per_epoch
     last_step = min(schedules.total, config.training.max_steps or schedules.total)
     last_epoch = -(-schedules.total // per_epoch)
-    diagnosis = Diagnosis(config)
+    diagnosis, spikes = Diagnosis(config), Spikes()
     if run.folder is not None:
-        run.folder.write_config(dump_config(config))
         for earlier in run.folder.open_metrics(progress.step):
             diagnosis.read(earlier["step"], earlier)
     run.console.say("Starting training..." if progress.step < last_step else "Nothing left to train")
     bar = run.console.bar("Training", last_step, progress.step)
     loader = iter(run.batches.loader(progress.step, last_step, run.kind.pin_memory))
-    meter = Meter(run.batches.batch_size)
+    meter, late = Meter(run.batches.batch_size), LateReader(fabric.device)
+    skipped: list[Tensor] = []
     start, first_step = time.monotonic(), progress.step
     epoch_start = start
     if fabric.device.type != "cpu":
@@ -124,11 +155,16 @@ def fit(run: Run) -> None:
         taken = take_step(run, schedules, step, loader)
         progress.step = step + 1
         progress.epoch_loss += torch.where(taken.skipped, 0.0, taken.losses.total.detach())
+        skipped.append(taken.skipped)
         epoch, meter.steps = step // per_epoch + 1, meter.steps + 1
         end_of_epoch = progress.step % per_epoch == 0
         last = progress.step == last_step
+        asked = late.read(taken.asked) if fabric.world_size > 1 else bool(run.stop.received)
+        if run.writer is not None:
+            run.writer.check()
         bar.update(progress.step)
-        if progress.step % config.logging.log_frequency == 0 or last:
+        if progress.step % config.logging.log_frequency == 0 or last or asked:
+            note_skipped(run, skipped)
             stop_if_broken(run)
             values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
@@ -137,8 +173,10 @@ def fit(run: Run) -> None:
                 run.console.warn(finding)
             if run.folder is not None:
                 run.folder.log(progress.step, epoch, values)
+            stop_if_gone(run, spikes.read(progress.step, values["loss"]))
             if not last and out_of_time(run, last_step):
                 last, last_step = True, progress.step
+        mean = 0.0
         if end_of_epoch or last:
             minutes, memory = (time.monotonic() - epoch_start) / 60, peak_memory(fabric.device) / 1e9
             mean = float(progress.epoch_loss) / ((progress.step - 1) % per_epoch + 1)
@@ -149,22 +187,25 @@ def fit(run: Run) -> None:
             run.console.say(line)
         if end_of_epoch:
             progress.epoch_loss.zero_()
-        if is_due(
+        if last or is_due(
             progress.step,
             config.checkpoint.save_frequency * per_epoch,
             config.checkpoint.save_frequency_steps,
         ):
             save(run)
+        if end_of_epoch and config.checkpoint.metric == "loss":
+            keep_if_best(run, mean)
+        if asked:
+            save(run, wait=True)
+            raise run.stop.reason()
         if end_of_epoch and is_due(epoch, config.evaluation.eval_frequency) and not last:
             evaluate(run, epoch)
         if end_of_epoch:
             epoch_start = time.monotonic()
         if last:
             break
-    stop_if_broken(run)
     bar.close()
     save(run)
-    evaluate(run, -(-last_step // per_epoch))
     run.verdict = diagnosis.verdict
 
 
@@ -199,20 +240,6 @@ def is_due(count: int, *frequencies: int) -> bool:
     return any(frequency and count % frequency == 0 for frequency in frequencies)
 
 
-def stop_if_broken(run: Run) -> None:
-    """Stop when too many steps in a row were skipped.
-
-    Raises:
-        NonFiniteError: naming the last intact checkpoint.
-    """
-    if int(run.progress.bad_in_a_row) >= run.config.training.max_bad_steps:
-        raise NonFiniteError(
-            f"the loss or its gradient was not finite in {int(run.progress.bad_in_a_row)} steps in a row, the last "
-            f"at step {run.progress.step}; no weight was touched by them. Lower training.lr or set "
-            "training.use_amp=false, and continue from the last checkpoint with --resume"
-        )
-
-
 class Meter:
     """Images per second since it was last read."""
 
@@ -229,20 +256,20 @@ class Meter:
         return rate
 
 
-def save(run: Run) -> None:
-    """Write a checkpoint from the first process; the others wait."""
-    if run.folder is not None:
-        run.write_checkpoint(run.folder.checkpoints)
-        checkpoint.prune(run.folder.checkpoints, run.config.checkpoint.keep_last_k)
-    run.fabric.barrier()
-
-
 def evaluate(run: Run, epoch: int) -> None:
-    """Probe the encoders beside raw pixels and an untrained encoder; on the first process, the others wait."""
+    """Probe the encoders beside raw pixels and an untrained encoder; on the first process, the others wait.
+
+    Raises:
+        StoppedError: in the middle, when a signal asks for it; the run is saved before.
+    """
+    save(run, wait=True)
     if run.evaluator is not None and run.folder is not None:
-        run.results = probe(run.evaluator, run.model, run.config)
+        with run.stop.at_once():
+            run.results = probe(run.evaluator, run.model, run.config)
         run.model.train()
         run.folder.log(run.progress.step, epoch, run.results)
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))
         run.console.say(f"Evaluation: {shown}")
+        if run.config.checkpoint.needs_labels:
+            keep_if_best(run, run.results[f"eval/{run.config.checkpoint.metric}"])
     run.fabric.barrier()

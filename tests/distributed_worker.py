@@ -1,6 +1,7 @@
 """Train, and leave what this process has in rank<r>.pt.
 
-`poison=<step>` makes the last process's images infinite; `fits=<n>` lets no more than n images fit on its device.
+`poison=<step>` makes the last process's images infinite; `fits=<n>` lets no more than n images fit on its device;
+`resume=1` continues what is there.
 """
 
 import sys
@@ -17,7 +18,11 @@ from hjepa.run import Run
 
 torch.set_num_threads(1)
 out, *settings = sys.argv[1:]
-ours = {name: int(value) for name, _, value in (text.partition("=") for text in settings) if name in ("poison", "fits")}
+ours = {
+    name: int(value)
+    for name, _, value in (text.partition("=") for text in settings)
+    if name in ("poison", "fits", "resume")
+}
 config = load_config(None, [text for text in settings if text.partition("=")[0] not in ours])
 positions: list[int] = []
 render = Batch.render
@@ -56,4 +61,4 @@ def fit_and_tell(run: Run) -> None:
 
 
 hjepa.train.fit = fit_and_tell
-hjepa.train.train(config)
+hjepa.train.train(config, resume=bool(ours.get("resume")))

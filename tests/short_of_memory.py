@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
-from hjepa import checkpoint
+import hjepa.run
+import hjepa.train
 from hjepa.cli import main
+from hjepa.run import Run
 
 torch.set_num_threads(1)
 SPARE = 24 << 20
 limit, *words = sys.argv[1:]
-save = checkpoint.save
+save = hjepa.train.save
+hjepa.run.keep_freed_memory = lambda: False  # so that every step has to ask anew
 
 
 def confine(size: int) -> None:
@@ -23,16 +26,15 @@ def confine(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def save_and_confine(*args: object) -> Path:
-    path = save(*args)  # type: ignore[arg-type]
+def save_and_confine(run: Run, wait: bool = False) -> None:
+    save(run, wait=True)
     if limit == "after-save":
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         confine(pages * resource.getpagesize() + SPARE)
-    return path
 
 
 if limit == "after-save":
-    checkpoint.save = save_and_confine
+    hjepa.train.save = save_and_confine
 else:
     confine(int(limit.removeprefix("limit=")))
 sys.argv = ["hjepa", *words]

@@ -1,17 +1,22 @@
 """Two processes on gloo against one with the same global batch."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from hjepa import checkpoint
+
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
 def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, object]]:
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     done = subprocess.run(
         [sys.executable, *launch, str(WORKER), str(out), *settings, f"experiment.output_dir={out / 'run'}"],
@@ -103,3 +108,38 @@ def test_processes_end_together_within_their_time(tmp_path: Path, small: tuple[s
     assert first["step"] == second["step"] > 3  # type: ignore[operator]
     for name, weight in first["weights"].items():  # type: ignore[attr-defined]
         assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_one_process_two_and_one_see_the_same_images(tmp_path: Path, small: tuple[str, ...]) -> None:
+    settings = (*small, "training.eps=1e-3", "training.clip_grad=0.1", "evaluation.eval_frequency=0", "resume=1")
+    (whole,) = run(1, tmp_path / "whole", (*settings, "training.max_steps=12"))
+    seen: list[int] = []
+    for processes, steps in ((1, 4), (2, 9), (1, 12)):
+        legs = run(processes, tmp_path / "legs", (*settings, f"training.max_steps={steps}"))
+        seen += sorted(position for leg in legs for position in leg["positions"])  # type: ignore[attr-defined]
+    assert seen == sorted(whole["positions"]) == list(range(96))  # type: ignore[call-overload]
+    for name, weight in whole["weights"].items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(legs[0]["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=name)  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_processes_that_are_asked_to_stop_do_so_after_the_same_step(tmp_path: Path, small: tuple[str, ...]) -> None:
+    settings = (*small, "training.epochs=200", "evaluation.eval_frequency=0", f"experiment.output_dir={tmp_path}")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "hjepa"]
+    process = subprocess.Popen([*launch, "train", *settings], stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on, and kills after 30 s
+    asked = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 20
+    assert "stopped by SIGTERM after a save" in errors
+    saved, warnings = checkpoint.load_newest(tmp_path / "checkpoints")
+    assert saved is not None
+    assert not warnings
+    assert saved.step == json.loads(metrics.read_text().splitlines()[-1])["step"] < 1600

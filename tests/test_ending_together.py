@@ -85,8 +85,8 @@ def test_a_first_process_that_may_not_start_ends_the_others(tmp_path: Path, smal
 
 
 def test_a_first_process_that_cannot_save_ends_the_others(tmp_path: Path, small: tuple[str, ...]) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / ".step-00000002.tmp").write_text("in the way")
     process = launch(tmp_path, *small, "checkpoint.save_frequency_steps=2")
     lines, codes = ended(process, started(tmp_path, process))
     assert codes[0] == 5

@@ -14,7 +14,7 @@ from hjepa import checkpoint
 from hjepa.config import Config, load_config
 from hjepa.config.sections import Logging
 from hjepa.data.loader import Batch
-from hjepa.errors import ConfigError, DataError, FolderInUseError, NonFiniteError, StorageError
+from hjepa.errors import ConfigError, DataError, DivergedError, FolderInUseError, StorageError
 from hjepa.evaluate import evaluate_run
 from hjepa.measure import Measured, measure_run
 from hjepa.run import Run
@@ -207,7 +207,7 @@ def test_too_many_such_steps_in_a_row_stop_the_run(
 ) -> None:
     render = Batch.render
     monkeypatch.setattr(Batch, "render", lambda self, views: render(self, views) * float("inf"))
-    with pytest.raises(NonFiniteError, match="not finite in 3 steps in a row") as stopped:
+    with pytest.raises(DivergedError, match="not finite in 3 steps in a row") as stopped:
         train(configure("training.max_bad_steps=3"))
     assert stopped.value.exit_code == 4
     assert not checkpoint.find(tmp_path / "run" / "checkpoints")

@@ -41,7 +41,7 @@ from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, open_training
 from hjepa.data.views import Views, center_views
 from hjepa.device import KINDS, available
-from hjepa.errors import ConfigError, DataError, NonFiniteError
+from hjepa.errors import ConfigError, DataError, DivergedError
 from hjepa.evaluate import build_evaluator, probe
 from hjepa.evaluation.evaluator import Evaluator
 from hjepa.masks import BlockMasks
@@ -1349,7 +1349,7 @@ def _(tmp_path: Path) -> None:
     infinite = "data.augmentation.std=[1e-45,1e-45,1e-45]"
     for count in (1, 4):
         folder = tmp_path / str(count)
-        with pytest.raises(NonFiniteError, match=f"in {count} steps in a row, the last at step {count};"):
+        with pytest.raises(DivergedError, match=f"in {count} steps in a row, the last at step {count};"):
             run_of(folder, infinite, f"training.max_bad_steps={count}")
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == count - 1
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hjepa.config.data import Data
 from hjepa.config.geometry import feasible_blocks, nearest_masking
 from hjepa.config.model import Model
-from hjepa.config.sections import Loss, Masking, Training
+from hjepa.config.sections import Checkpoint, Evaluation, Loss, Masking, Training
 from hjepa.config.types import Conflict
 
 
@@ -84,6 +84,27 @@ def cross_checks(model: Model, data: Data, masking: Masking, loss: Loss, trainin
             ("data.batch_size", "loss.type"),
             f"loss.type={loss.type} compares the images of a batch with each other and needs at least 2 at a time; "
             f"use {2 * training.accumulation_steps}",
+        )
+
+
+def metric_checks(checkpoint: Checkpoint, evaluation: Evaluation, data: Data) -> Iterator[Conflict]:
+    """Whether `checkpoint.metric` will ever be measured."""
+    metric = checkpoint.metric
+    if not checkpoint.needs_labels:
+        return
+    if not evaluation.eval_frequency:
+        yield Conflict(
+            ("checkpoint.metric", "evaluation.eval_frequency"),
+            f"{metric} is measured at evaluations, and evaluation.eval_frequency is 0; use checkpoint.metric=loss",
+        )
+    if metric == "linear" and not evaluation.linear:
+        yield Conflict(
+            ("checkpoint.metric", "evaluation.linear"), "evaluation.linear=false measures no linear probe; use knn"
+        )
+    if all(dataset.name == "folder" for dataset in data.datasets):
+        yield Conflict(
+            ("checkpoint.metric", "data.datasets"),
+            f"a folder of images has no labels to measure {metric} by; use checkpoint.metric=loss",
         )
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hjepa.config.checks import cross_checks
+from hjepa.config.checks import cross_checks, metric_checks
 from hjepa.config.data import Data
 from hjepa.config.model import Model
 from hjepa.config.sections import Checkpoint, Evaluation, Experiment, Logging, Loss, Masking, Training
@@ -38,3 +38,4 @@ class Config(Section):
     def conflicts(self) -> Iterator[Conflict]:
         """See `Section.conflicts`."""
         yield from cross_checks(self.model, self.data, self.masking, self.loss, self.training)
+        yield from metric_checks(self.checkpoint, self.evaluation, self.data)

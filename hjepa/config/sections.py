@@ -144,7 +144,14 @@ class Training(Section):
     use_gradient_checkpointing: Bool = Field(
         False, description="recompute encoder and predictor blocks in the backward pass to save memory"
     )
-    max_bad_steps: Positive = Field(20, description="steps in a row with a non-finite loss or gradient before stopping")
+    max_bad_steps: Positive = Field(
+        20, description="steps in a row with a non-finite loss or gradient (each left out) that count as diverged"
+    )
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop",
+        description="stop with exit code 4, or rollback: back to the checkpoint before, going on after the batches "
+        "since, at most three times; a loss that stays above three times its recent median counts as diverged, too",
+    )
 
     @property
     def seconds(self) -> float | None:
@@ -171,6 +178,15 @@ class Checkpoint(Section):
     save_frequency: Count = Field(1, description="epochs between saves; 0 saves at the end only")
     save_frequency_steps: Count = Field(0, description="optimizer steps between saves; 0 for none")
     keep_last_k: Annotated[Int, Field(ge=2)] = Field(2, description="checkpoints kept, newest first")
+    metric: Literal["knn", "linear", "loss"] | None = Field(
+        None,
+        description="keep the best checkpoint apart: by the probe at each evaluation, or the mean loss of each epoch",
+    )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the best checkpoint is found by probes."""
+        return self.metric in ("knn", "linear")
 
 
 class KNN(Section):

@@ -113,6 +113,11 @@ class Batches(Dataset[Batch]):
         first = step * self.batch_size + (part * self.world_size + self.rank) * size
         return np.arange(first, first + size, dtype=np.int64)
 
+    def samples(self, step: int) -> list[tuple[str, int]]:
+        """(name of the source, index in it) of all images of a step of the run, those of other processes included."""
+        source, index = self.locate(np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64))
+        return [(self.sources[s].name, int(i)) for s, i in zip(source, index, strict=True)]
+
     def locate(self, positions: Int64) -> tuple[Int64, Int64]:
         """Source and index `[n]` of the samples at these positions of the run."""
         per_epoch = self.steps_per_epoch * self.batch_size

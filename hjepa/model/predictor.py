@@ -21,6 +21,7 @@ class Predictor(nn.Module):
 
     def __init__(self, config: Model, grid: Grid) -> None:
         super().__init__()
+        self.positions: Tensor  # [N, dim] of the patches
         shape = config.shape
         num_taps = len(config.target_layers or spread_taps(shape.depth))
         dim = config.predictor.embed_dim or shape.embed_dim // 2
@@ -31,6 +32,8 @@ class Predictor(nn.Module):
         self.checkpointing = False
         self.embed = nn.Linear(shape.embed_dim, dim)
         self.queries = nn.Parameter(torch.empty(self.num_levels, dim))
+        places = sine_positions(grid.coordinates(torch.arange(grid.size)), dim)
+        self.register_buffer("positions", places, persistent=False)
         num_heads = config.predictor.num_heads or _heads(dim, shape.embed_dim // shape.num_heads)
         self.blocks = nn.ModuleList()
         for _ in range(config.predictor.depth):
@@ -57,11 +60,14 @@ class Predictor(nn.Module):
         """
         batch, num_context, _ = context.shape
         num_masks, h, w = masks.targets.shape[1:]
-        tokens = [self.embed(context) + self._positions(masks.context)]
+        tokens = [self.embed(context) + self.positions[masks.context]]
         places = self.grid.coordinates(masks.targets)
         for level in range(self.num_levels):
-            centres = sine_positions(pool(places, level).flatten(1, 3), self.dim)
-            tokens.append(self.queries[level] + centres)
+            if level == 0:
+                centres = self.positions[masks.targets]
+            else:
+                centres = sine_positions(pool(places, level), self.dim)
+            tokens.append(self.queries[level] + centres.flatten(1, 3))
         x = torch.cat(tokens, dim=1)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
@@ -79,9 +85,6 @@ class Predictor(nn.Module):
             head(m).reshape(batch, num_masks, *size, -1, self.target_dim)
             for head, m, size in zip(self.heads, maps, sizes, strict=True)
         ]
-
-    def _positions(self, indices: Tensor) -> Tensor:
-        return sine_positions(self.grid.coordinates(indices), self.dim)
 
 
 def _heads(dim: int, head_width: int) -> int:
