@@ -31,7 +31,7 @@ WEIGHTS, TRAINER, MANIFEST = "model.safetensors", "trainer.pt", "manifest.json"
 FREE = (
     "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_time", "training.max_bad_steps",
     "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers", "data.pin_memory", "data.cache_gb",
-    "data.download", "data.data_path",
+    "data.download", "data.data_path", "data.max_bad_fraction", "data.timeout",
 )  # fmt: skip
 
 

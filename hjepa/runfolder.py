@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+BAD_IMAGES = "bad_images.jsonl"
+
+
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one process.
+    """`config.yaml`, `metrics.jsonl`, `bad_images.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one
+    process.
 
     Raises:
         ConfigError: when Weights & Biases is asked for and not installed.
@@ -102,6 +107,32 @@ class RunFolder:
                 self._tensorboard.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
+
+    def open_bad_images(self, step: int | None) -> dict[str, str]:
+        """Start the list of unreadable files (None), or continue it after `step` steps; later lines go.
+
+        Returns:
+            reason by path.
+        """
+        path = self.path / BAD_IMAGES
+        lines = path.read_text().splitlines() if path.exists() and step is not None else []
+        kept = [line for line in lines if _step_of(line) <= (step or 0)]
+        path.unlink(missing_ok=True)
+        if kept:
+            path.write_text("".join(f"{line}\n" for line in kept))
+        return {entry["file"]: entry["reason"] for entry in map(json.loads, kept)}
+
+    def add_bad_images(self, step: int, found: Mapping[str, str]) -> None:
+        """Write down files that cannot be read, and why; known after `step` steps."""
+        with (self.path / BAD_IMAGES).open("a") as file:
+            for path, reason in found.items():
+                file.write(json.dumps({"step": step, "file": path, "reason": reason}) + "\n")
+
+    def drop_bad_images(self, mended: Collection[str]) -> None:
+        """Take files off the list."""
+        path = self.path / BAD_IMAGES
+        lines = path.read_text().splitlines()
+        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["file"] not in mended))
 
     def close(self) -> None:
         """Finish the files and let the folder go."""

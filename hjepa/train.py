@@ -11,6 +11,7 @@ from hjepa import checkpoint
 from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
+from hjepa.data.workers import Loader, watched
 from hjepa.device import forget_peak, peak_memory
 from hjepa.diagnosis import Diagnosis
 from hjepa.errors import NonFiniteError
@@ -18,7 +19,7 @@ from hjepa.evaluate import probe, show_results
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.run import Run, build, open_fabric
-from hjepa.runfolder import RunFolder
+from hjepa.runfolder import BAD_IMAGES, RunFolder
 from hjepa.step import describe, take_step
 
 
@@ -37,16 +38,23 @@ def train(config: Config, resume: bool = False) -> dict[str, float]:
     """
     fabric, kind = open_fabric(config)
     with Console(enabled=fabric.is_global_zero) as console:
-        folder = None
+        folder, run = None, None
         if fabric.is_global_zero:
             folder = RunFolder(run_path(config), config.experiment.name, config.logging)
         try:
             run = build(config, fabric, kind, console, folder, resume)
-            plan(run)
-            fit(run)
+            with watched():
+                plan(run)
+                fit(run)
             console.say(f"Verdict: {run.verdict}")
+            if run.quarantine.found:
+                console.warn(
+                    f"{len(run.quarantine.found)} image file(s) could not be read: {run_path(config) / BAD_IMAGES}"
+                )
             show_results(console, run.results, run_path(config))
         finally:
+            if run is not None:
+                run.quarantine.write(run.progress.step)
             if folder is not None:
                 folder.close()
     return run.results
@@ -104,7 +112,7 @@ def fit(run: Run) -> None:
             diagnosis.read(earlier["step"], earlier)
     run.console.say("Starting training..." if progress.step < last_step else "Nothing left to train")
     bar = run.console.bar("Training", last_step, progress.step)
-    loader = iter(run.batches.loader(progress.step, last_step, run.kind.pin_memory))
+    loader = iter(Loader(run.batches, progress.step, last_step, run.kind.pin_memory))
     meter = Meter(run.batches.batch_size)
     start, first_step = time.monotonic(), progress.step
     epoch_start = start
@@ -122,6 +130,8 @@ def fit(run: Run) -> None:
         bar.update(progress.step)
         if progress.step % config.logging.log_frequency == 0 or last:
             stop_if_broken(run)
+            run.quarantine.exchange(run.batches)
+            run.quarantine.write(progress.step)
             values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
             progress.update.zero_()
@@ -233,6 +243,7 @@ def evaluate(run: Run, epoch: int) -> None:
     """Probe the encoders beside raw pixels and an untrained encoder; on the first process, the others wait."""
     if run.evaluator is not None and run.folder is not None:
         run.results = probe(run.evaluator, run.model, run.config)
+        run.quarantine.write(run.progress.step)
         run.model.train()
         run.folder.log(run.progress.step, epoch, run.results)
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))

@@ -7,6 +7,7 @@ from hjepa.config import load_config
 from hjepa.data.loader import Batch, Batches
 from hjepa.data.sources import open_training
 from hjepa.data.views import Views
+from hjepa.data.workers import Loader
 from hjepa.errors import DataError
 from hjepa.masks import BlockMasks
 
@@ -26,8 +27,8 @@ def tensors(batch: Batch) -> list[torch.Tensor]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_started_late_goes_on_where_another_would_be(workers: int) -> None:
     batches = plan(f"data.num_workers={workers}")
-    whole = list(batches.loader(0, 8, False))
-    late = list(batches.loader(5, 8, False))
+    whole = list(Loader(batches, 0, 8, False))
+    late = list(Loader(batches, 5, 8, False))
     assert len(whole) == 8
     for a, b in zip(whole[5:], late, strict=True):
         assert type(b) is Batch
