@@ -77,7 +77,10 @@ class Loader(DataLoader[Batch]):
         Raises:
             DataError: when one cannot be made or does not come.
         """
-        items = super().__iter__()
+        # At once, not with the first batch: torch draws a number from its generator here, which a step must not notice.
+        return self._batches(super().__iter__())
+
+    def _batches(self, items: Iterator[Any]) -> Iterator[Batch]:
         while (item := self._next(items)) is not None:
             if isinstance(item, _Failed):
                 self.batches.note(item.bad)
