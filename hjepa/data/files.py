@@ -243,7 +243,7 @@ def _walk(folder: str | Path, root: Path, left_out: list[str] | None = None) -> 
 
 
 def _visible(folder: str | Path, root: Path, left_out: list[str] | None = None) -> list[os.DirEntry[str]]:
-    """Entries by sorted name, without hidden ones, links to nothing, and links that lead out of `root`.
+    """Entries by sorted name, without hidden ones and links that lead to nothing, back up, or out of `root`.
 
     Args:
         folder: what is listed.
@@ -257,16 +257,21 @@ def _visible(folder: str | Path, root: Path, left_out: list[str] | None = None) 
         raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
     kept = []
     for entry in sorted(shown, key=lambda entry: entry.name):
-        if not entry.is_symlink() or (_inside(entry.path, root) and os.path.exists(entry.path)):
-            kept.append(entry)
-        elif left_out is not None and not _inside(entry.path, root):
-            left_out.append(entry.path)
+        if entry.is_symlink():
+            if not _inside(entry.path, root):
+                if left_out is not None:
+                    left_out.append(entry.path)
+                continue
+            # To nothing, in a circle, or to a folder that this one is in.
+            if not os.path.exists(entry.path) or _inside(folder, entry.path):
+                continue
+        kept.append(entry)
     return kept
 
 
-def _inside(path: str | Path, root: Path) -> bool:
-    """Whether a link leads to something in `root`, or to nothing by a circle of links in it."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+def _inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether the one lies in the other, or is it, once all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def _part(paths: list[str], class_name: str, held_out: bool) -> list[str]:
