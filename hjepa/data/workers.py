@@ -94,11 +94,17 @@ class Loader(DataLoader[Batch]):
         while True:
             try:
                 return next(items, None)
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
+            except (RuntimeError, OSError, EOFError) as error:
+                if str(error).startswith("DataLoader timed out"):
+                    if time.monotonic() - started >= self.patience:
+                        raise DataError(self._hung()) from None
+                elif not isinstance(error, RuntimeError) or "ancdata" in str(error):
+                    # It died while it handed something over. The signal that says so comes within the second, and
+                    # would otherwise find the main process at something else.
+                    time.sleep(1)
+                    raise DataError(_died(f"its connection broke ({error})")) from None
+                else:
                     raise
-                if time.monotonic() - started >= self.patience:
-                    raise DataError(self._hung()) from None
 
     def _hung(self) -> str:
         sources = self.batches.sources
@@ -125,11 +131,14 @@ def watched() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        what = str(error).splitlines()[0].removeprefix("DataLoader worker ").rstrip(". ")
-        raise DataError(
-            f"a loader process died: {what}. If the system killed it for memory, lower data.num_workers or "
-            "data.cache_gb; continue from the last checkpoint with --resume"
-        ) from None
+        raise DataError(_died(str(error).splitlines()[0].removeprefix("DataLoader worker ").rstrip(". "))) from None
+
+
+def _died(how: str) -> str:
+    return (
+        f"a loader process died: {how}. If the system killed it for memory, lower data.num_workers or data.cache_gb; "
+        "continue from the last checkpoint with --resume"
+    )
 
 
 def _as_is(batch: Any) -> Any:

@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def test_too_many_bad_files_are_told_as_by_one_process(tmp_path: Path) -> None:
         (root / f"{i:02d}.jpg").write_bytes(b"")
     for count in (0, 2):
         batches = plan(root, "data.cache_gb=0", "data.max_bad_fraction=0.1", f"data.num_workers={count}")
-        message = refused(lambda loader=Loader(batches, 0, 5, False): list(loader), "of 40 files cannot be read")
+        message = refused(partial(list, Loader(batches, 0, 5, False)), "of 40 files cannot be read")
         assert "Traceback" not in message
         assert len(batches.found()) >= 5
 
