@@ -7,7 +7,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -114,13 +114,7 @@ class RunFolder:
         Returns:
             reason by path.
         """
-        path = self.path / BAD_IMAGES
-        lines = path.read_text().splitlines() if path.exists() and step is not None else []
-        kept = [line for line in lines if _step_of(line) <= (step or 0)]
-        path.unlink(missing_ok=True)
-        if kept:
-            path.write_text("".join(f"{line}\n" for line in kept))
-        return {entry["file"]: entry["reason"] for entry in map(json.loads, kept)}
+        return self._keep_bad_images(lambda line: step is not None and _step_of(line) <= step)
 
     def add_bad_images(self, step: int, found: Mapping[str, str]) -> None:
         """Write down files that cannot be read, and why; known after `step` steps."""
@@ -130,9 +124,16 @@ class RunFolder:
 
     def drop_bad_images(self, mended: Collection[str]) -> None:
         """Take files off the list."""
+        self._keep_bad_images(lambda line: json.loads(line)["file"] not in mended)
+
+    def _keep_bad_images(self, keeps: Callable[[str], bool]) -> dict[str, str]:
         path = self.path / BAD_IMAGES
-        lines = path.read_text().splitlines()
-        path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["file"] not in mended))
+        kept = [line for line in path.read_text().splitlines() if keeps(line)] if path.exists() else []
+        if kept:
+            path.write_text("".join(f"{line}\n" for line in kept))
+        else:
+            path.unlink(missing_ok=True)
+        return {entry["file"]: entry["reason"] for entry in map(json.loads, kept)}
 
     def close(self) -> None:
         """Finish the files and let the folder go."""

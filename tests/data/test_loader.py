@@ -68,6 +68,14 @@ def test_a_batch_beyond_the_data_names_one_that_fits() -> None:
         plan("data.batch_size=64")
 
 
+@pytest.mark.parametrize(("processes", "parts"), [(64, 1), (1, 64), (8, 8)])
+def test_data_smaller_than_its_shares_says_so(processes: int, parts: int) -> None:
+    said = rf"40 image\(s\) an epoch do not divide into {processes} process\(es\) x .*={parts}; .*epoch_size=64"
+    with pytest.raises(DataError, match=said):
+        plan("data.batch_size=64", world_size=processes, parts=parts)
+    assert plan("data.batch_size=64", "data.epoch_size=64", world_size=processes, parts=parts).steps_per_epoch == 1
+
+
 CROPS = ("data.multicrop.num_local_crops=3", "loss.type=sigreg", "data.augmentation.color_jitter=0.4")
 
 
