@@ -54,7 +54,7 @@ class ImageError(DataError):
         return ImageError, (self.path, self.reason)
 
 
-def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, int]]:
+def decode(path: str | os.PathLike[str], side: int, out: UInt8 | None = None) -> tuple[UInt8, tuple[int, int]]:
     """Read an image, turn it upright and squeeze it to a square.
 
     Transparent parts lie on mid-grey, an animation is its first frame, more than 8 bits per channel are
@@ -63,6 +63,7 @@ def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, i
     Args:
         path: a JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM file.
         side: of the square in pixels.
+        out: `[3, side, side]` uint8 to write into; made when not given.
 
     Returns:
         `[3, side, side]` uint8 RGB, and the (height, width) of the upright image before squeezing.
@@ -81,7 +82,9 @@ def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, i
         rgb = rgb.resize((side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
-        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), (height, width)
+        out = np.empty((3, side, side), np.uint8) if out is None else out
+        out[:] = np.asarray(rgb).transpose(2, 0, 1)
+        return out, (height, width)
 
 
 def true_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -132,7 +135,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _GREY), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> UInt8:

@@ -102,7 +102,7 @@ class FileSource(Source):
             if self.reading is not None:
                 self.reading[0] = index
             try:
-                out[row], self._true_sizes[index] = decode(self.paths[index], self.size[0])
+                _, self._true_sizes[index] = decode(self.paths[index], self.size[0], out[row])
             except ImageError as error:
                 return error
             return None
