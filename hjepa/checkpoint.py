@@ -33,9 +33,9 @@ WEIGHTS, TRAINER, MANIFEST, BEST = "model.safetensors", "trainer.pt", "manifest.
 # What may differ between a checkpoint and the run that continues it: nothing here changes a weight.
 FREE = (
     "experiment.name", "experiment.output_dir", "training.max_steps", "training.max_time", "training.max_bad_steps",
-    "training.on_divergence", "checkpoint.", "evaluation.", "logging.", "device", "data.num_workers",
-    "data.pin_memory", "data.cache_gb", "data.download", "data.data_path",
-    "training.use_gradient_checkpointing",
+    "training.on_divergence", "training.use_gradient_checkpointing", "checkpoint.", "evaluation.", "logging.",
+    "device", "data.num_workers", "data.pin_memory", "data.cache_gb", "data.download", "data.data_path",
+    "data.max_bad_fraction", "data.timeout",
 )  # fmt: skip
 # So may this, for rounding alone, where no loss compares the images that are computed together.
 PARTS = "training.accumulation_steps"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from hjepa.errors import ProcessError, UserError
 # Time for a process to end by itself, after another one has failed.
 GRACE = 5.0
 POLL = 0.5
+
+T = TypeVar("T")
 
 _alone = False
 
@@ -43,9 +46,18 @@ def gather_batch(x: Tensor, dim: int) -> Tensor:
     gradients into each part, and data parallelism averages over processes, so the gradient is that of one process
     holding the whole batch.
     """
-    if _alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _is_one():
         return x
     return torch.cat(tuple(all_gather(x.contiguous())), dim=dim)
+
+
+def gather_objects(items: list[T]) -> list[T]:
+    """Join the processes' lists, in the order of the processes; every process calls it and gets the whole."""
+    if _is_one():
+        return items
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, items)
+    return [item for part in gathered for item in part]
 
 
 @contextmanager
@@ -119,3 +131,7 @@ def _ended(first: dict[str, int | str], rank: int) -> ProcessError:
 def _is_lost_connection(error: Exception) -> bool:
     """Whether an operation between processes failed because one of them has ended; gloo has no error of its own."""
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "closed by peer"))
+
+
+def _is_one() -> bool:
+    return _alone or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1

@@ -17,6 +17,7 @@ from hjepa.errors import ConfigError, DataError
 from hjepa.evaluation.evaluator import Evaluator, skip_reason
 from hjepa.evaluation.features import Embed
 from hjepa.model.hjepa import HJEPA
+from hjepa.quarantine import Quarantine
 
 
 def build_evaluator(config: Config, device: torch.device) -> Evaluator | str:
@@ -84,7 +85,10 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:
     evaluator = build_evaluator(config, device)
     if isinstance(evaluator, str):
         raise DataError(evaluator)
+    quarantine = Quarantine(None, console)
+    quarantine.watch(evaluator.sources)
     results = probe(evaluator, model.to(device), config)
+    quarantine.write(saved.step)
     for name in sorted(results):
         console.say(f"{name} = {results[name]:.2f}")
     console.say(f"Step {saved.step}")

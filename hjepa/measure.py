@@ -15,6 +15,7 @@ from tempfile import mkdtemp
 from hjepa import checkpoint
 from hjepa.config import Config
 from hjepa.config.sections import Training
+from hjepa.data.workers import Loader
 from hjepa.device import forget_peak, peak_memory, resident_memory, synchronize
 from hjepa.errors import ConfigError, StorageError
 from hjepa.evaluate import probe_timing
@@ -145,7 +146,7 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
     """Seconds of a step and of its line in the record; the steps move the model, see `restored`."""
     per_epoch = run.batches.steps_per_epoch
     schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
-    batches = iter(run.batches.loader(0, 10_000, run.kind.pin_memory))
+    batches = iter(Loader(run.batches, 0, 10_000, run.kind.pin_memory))
 
     def timed(first: int, count: int) -> tuple[float, Taken | None]:
         taken = None

@@ -26,6 +26,7 @@ from hjepa.data.files import FileSource
 from hjepa.data.mixture import mixture_of
 from hjepa.data.source import Source
 from hjepa.data.sources import TITLES, CachedSource, open_training
+from hjepa.data.workers import watched
 from hjepa.device import free_memory, held_memory, is_out_of_memory, precision
 from hjepa.errors import DataError, MemoryFullError, StorageError, UserError
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
@@ -88,7 +89,8 @@ def check(config: Config, started: float | None = None, all_images: bool = False
             parts = run.config.training.accumulation_steps
             report.add("batch", f"auto: {run.batches.batch_size} images a step, computed in {parts} part(s)")
         startup = time.monotonic() - started - searching
-        measured = measure_run(run, seconds, _existing(run_path(config)))
+        with watched():
+            measured = measure_run(run, seconds, _existing(run_path(config)))
         describe_costs(report, run, measured, startup)
     except UserError as error:
         report.fail("steps", error)
@@ -162,10 +164,13 @@ def describe_data(report: Report, config: Config, all_images: bool) -> None:
             indices = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(np.int64))
         bad = _unreadable(source, indices)
         looked = "all" if len(indices) == len(source) else str(len(indices))
-        if bad:
-            report.fail(
-                "data", DataError(f"{text}; of {looked} decoded, {len(bad)} cannot be read: {'; '.join(bad[:5])}")
-            )
+        if source.left_out:
+            report.add("data", f"{len(source.left_out)} link(s) that lead out of the folder were left out", "warning")
+        told = f"{text}; of {looked} decoded, {len(bad)} cannot be read: {'; '.join(bad[:5])}"
+        if len(bad) / len(source) > config.data.max_bad_fraction:
+            report.fail("data", DataError(f"{told}; mend or remove them, or raise data.max_bad_fraction"))
+        elif bad:
+            report.add("data", f"{told}; others will take their place", "warning")
         else:
             report.add("data", f"{text}; {looked} decoded, none unreadable")
     report.figures["images"] = sum(len(source) for source in sources)

@@ -70,7 +70,7 @@ def note_skipped(run: Run, skipped: list[Tensor]) -> None:
     if run.folder is not None:
         for step, bad in enumerate(flags, start=run.progress.step - len(flags)):
             if bad:
-                run.folder.note("bad_steps", {"step": step + 1, "samples": run.batches.samples(step)})
+                run.folder.note("bad_steps.jsonl", {"step": step + 1, "samples": run.batches.samples(step)})
 
 
 def stop_if_broken(run: Run) -> None:
@@ -130,7 +130,7 @@ def roll_back(run: Run, error: DivergedError) -> None:
     run.fabric.barrier()
     if run.folder is not None:
         checkpoint.forget_after(path, saved.step)
-        run.folder.note("rollbacks", {"from": progress.step, "to": saved.step, "why": str(error)})
+        run.folder.note("rollbacks.jsonl", {"from": progress.step, "to": saved.step, "why": str(error)})
     save(run, wait=True)
     run.console.warn(
         f"diverged: {str(error).partition(';')[0]}. Back to the weights of step {saved.step}, going on after step "

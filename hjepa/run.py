@@ -31,6 +31,7 @@ from hjepa.model.hjepa import HJEPA
 from hjepa.model.whitening import NUM_PATCHES, whiten_patches
 from hjepa.objective import Objective
 from hjepa.optim import Schedules, build_optimizers
+from hjepa.quarantine import Quarantine
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
 from hjepa.selfcheck import verify_gradient
@@ -98,6 +99,7 @@ class Run:
     views: Views
     crops: Views
     evaluator: Evaluator | None
+    quarantine: Quarantine
     progress: Progress
     stop: StopSignals = field(default_factory=StopSignals)
     writer: Writer | None = None  # of the first process, while it trains
@@ -216,8 +218,16 @@ def build(
         sources = open_training(config.data, seed)
     for source in sources:
         console.say(f"{TITLES[source.name]}: {len(source)} images")
+        if source.left_out:
+            count, first = len(source.left_out), source.left_out[0]
+            console.warn(f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}")
+    quarantine = Quarantine(folder, console, None if saved is None else saved.step)
+    quarantine.watch(sources)
     bar = console.bar("Decoding", 1)
-    sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"), sample)
+    try:
+        sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"), sample)
+    finally:
+        quarantine.write(0)
     bar.close()
     batches = Batches(
         config.data,
@@ -242,6 +252,7 @@ def build(
             console.say(found)
         else:
             evaluator = found
+            quarantine.watch(evaluator.sources)
     run = Run(
         config,
         fabric,
@@ -257,6 +268,7 @@ def build(
         Views(config.data.augmentation, config.data.image_size).to(fabric.device),
         Views(config.data.augmentation, config.data.local_size(config.model.shape.patch_size)).to(fabric.device),
         evaluator,
+        quarantine,
         Progress.start(fabric.device),
         started=started,
         automatic=automatic,
@@ -299,6 +311,6 @@ def _samples(batches: Batches, config: Config) -> Tensor:
     squares = []
     for s in np.unique(source):
         mine = index[source == s]
-        images = torch.from_numpy(batches.sources[s].images(mine))
-        squares.append(plain(images, center_views(batches.sources[s].true_sizes(mine))))
+        read = batches.sources[s].read(mine)
+        squares.append(plain(torch.from_numpy(read.images), center_views(read.true_sizes)))
     return torch.cat(squares)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+BAD_IMAGES = "bad_images.jsonl"
+
+
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one process.
+    """`config.yaml`, `metrics.jsonl`, `bad_images.jsonl`, `tensorboard/` and `checkpoints/` of one run, held by one
+    process.
 
     Raises:
         ConfigError: when Weights & Biases is asked for and not installed.
@@ -129,8 +133,8 @@ class RunFolder:
                 self._wandb.log(values, step=step)
 
     def note(self, name: str, line: dict[str, Any]) -> None:
-        """Append a line to another record, `<name>.jsonl`."""
-        with self._optional(name), (self.path / f"{name}.jsonl").open("a") as file:
+        """Append a line to another record."""
+        with self._optional(name), (self.path / name).open("a") as file:
             file.write(json.dumps(line) + "\n")
 
     @contextmanager
@@ -154,6 +158,32 @@ class RunFolder:
                     self._metrics.flush()
                     os.fsync(self._metrics.fileno())
         self._tensorboard = self._metrics = None
+
+    def open_bad_images(self, step: int | None) -> dict[str, str]:
+        """Start the list of unreadable files (None), or continue it after `step` steps; later lines go.
+
+        Returns:
+            reason by path.
+        """
+        return self._keep_bad_images(lambda line: step is not None and _step_of(line) <= step)
+
+    def add_bad_images(self, step: int, found: Mapping[str, str]) -> None:
+        """Write down files that cannot be read, and why; known after `step` steps."""
+        for path, reason in found.items():
+            self.note(BAD_IMAGES, {"step": step, "file": path, "reason": reason})
+
+    def drop_bad_images(self, mended: Collection[str]) -> None:
+        """Take files off the list."""
+        self._keep_bad_images(lambda line: json.loads(line)["file"] not in mended)
+
+    def _keep_bad_images(self, keeps: Callable[[str], bool]) -> dict[str, str]:
+        path = self.path / BAD_IMAGES
+        kept = [line for line in path.read_text().splitlines() if keeps(line)] if path.exists() else []
+        if kept:
+            _replace(path, "".join(f"{line}\n" for line in kept))
+        else:
+            path.unlink(missing_ok=True)
+        return {entry["file"]: entry["reason"] for entry in map(json.loads, kept)}
 
     def close(self) -> None:
         """Finish the files and let the folder go."""

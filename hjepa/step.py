@@ -140,6 +140,8 @@ def describe(run: Run, schedules: Schedules, step: int, taken: Taken) -> dict[st
         values["std/embedding"] = float(output.embeddings[0].detach().float().std(dim=0).mean())
     values["rankme"] = float(rankme(output.target_tokens.mean(dim=1)))
     values["memory_gb"] = peak_memory(run.fabric.device) / 1e9
+    if run.quarantine.found:
+        values["bad_images"] = len(run.quarantine.found)
     if int(run.progress.bad_steps):
         values["bad_steps"] = int(run.progress.bad_steps)
     if run.progress.rollbacks:

@@ -12,6 +12,7 @@ from torch import Tensor
 from hjepa.build import run_path
 from hjepa.config import Config, dump_config
 from hjepa.console import Console
+from hjepa.data.workers import Loader, watched
 from hjepa.device import forget_peak, is_out_of_memory, peak_memory
 from hjepa.diagnosis import Diagnosis, Spikes
 from hjepa.distributed import ending_together
@@ -21,7 +22,7 @@ from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
 from hjepa.run import Run, build, open_fabric
-from hjepa.runfolder import RunFolder
+from hjepa.runfolder import BAD_IMAGES, RunFolder
 from hjepa.signals import LateReader
 from hjepa.step import describe, take_step
 from hjepa.writer import Writer
@@ -43,14 +44,19 @@ def train(config: Config, resume: bool = False, accept: Collection[str] = ()) ->
     """
     fabric, kind = open_fabric(config)
     with ending_together(), Console(enabled=fabric.is_global_zero) as console:
-        folder = None
+        folder, run = None, None
         if fabric.is_global_zero:
             folder = RunFolder(run_path(config), config.experiment.name, config.logging, console.warn)
         try:
             run = build(config, fabric, kind, console, folder, resume, accept=accept)
-            plan(run)
-            fit(run)
+            with watched():
+                plan(run)
+                fit(run)
             console.say(f"Verdict: {run.verdict}")
+            if run.quarantine.found:
+                console.warn(
+                    f"{len(run.quarantine.found)} image file(s) could not be read: {run_path(config) / BAD_IMAGES}"
+                )
             show_results(console, run.results, run_path(config))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -60,6 +66,8 @@ def train(config: Config, resume: bool = False, accept: Collection[str] = ()) ->
                 "evaluation.max_train or evaluation.batch_size, or start another run with a smaller model"
             ) from error
         finally:
+            if run is not None:
+                run.quarantine.write(run.progress.step)
             if folder is not None:
                 folder.close()
     return run.results
@@ -142,7 +150,7 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             diagnosis.read(earlier["step"], earlier)
     run.console.say("Starting training..." if progress.step < last_step else "Nothing left to train")
     bar = run.console.bar("Training", last_step, progress.step)
-    loader = iter(run.batches.loader(progress.step, last_step, run.kind.pin_memory))
+    loader = iter(Loader(run.batches, progress.step, last_step, run.kind.pin_memory))
     meter, late = Meter(run.batches.batch_size), LateReader(fabric.device)
     skipped: list[Tensor] = []
     start, first_step = time.monotonic(), progress.step
@@ -166,6 +174,8 @@ def take_steps(run: Run, schedules: Schedules) -> None:
         if progress.step % config.logging.log_frequency == 0 or last or asked:
             note_skipped(run, skipped)
             stop_if_broken(run)
+            run.quarantine.exchange(run.batches)
+            run.quarantine.write(progress.step)
             values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
             bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
             progress.update.zero_()
@@ -266,6 +276,7 @@ def evaluate(run: Run, epoch: int) -> None:
     if run.evaluator is not None and run.folder is not None:
         with run.stop.at_once():
             run.results = probe(run.evaluator, run.model, run.config)
+        run.quarantine.write(run.progress.step)
         run.model.train()
         run.folder.log(run.progress.step, epoch, run.results)
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))

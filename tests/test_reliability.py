@@ -245,9 +245,8 @@ def test_what_was_in_a_step_that_is_left_out_is_written_down(
     lines = [json.loads(line) for line in (tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [4, 5]
     assert all(len(line["samples"]) == 8 for line in lines)
-    names, indices = zip(*lines[0]["samples"], strict=True)
-    assert set(names) == {"shapes"}
-    assert len(set(indices)) == 8
+    assert len(set(lines[0]["samples"])) == 8
+    assert all("shapes" in sample for sample in lines[0]["samples"])
 
 
 ROLLBACK = ("training.on_divergence=rollback", "training.max_bad_steps=3", "checkpoint.save_frequency_steps=4")

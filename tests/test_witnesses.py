@@ -40,6 +40,7 @@ from hjepa.data.loader import Batches
 from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, open_training
 from hjepa.data.views import Views, center_views
+from hjepa.data.workers import Loader
 from hjepa.device import KINDS, available
 from hjepa.errors import ConfigError, DataError, DivergedError
 from hjepa.evaluate import build_evaluator, probe
@@ -185,7 +186,7 @@ def built(*overrides: str) -> Run:
 
 def step_of(run: Run, step: int = 0) -> Any:
     """Take one step."""
-    loader = iter(run.batches.loader(step, step + 1, False))
+    loader = iter(Loader(run.batches, step, step + 1, False))
     assert run.schedules is not None
     return take_step(run, run.schedules, step, loader)
 
@@ -768,18 +769,35 @@ def _() -> None:
 def _() -> None:
     for workers in (0, 2):
         before = len(torch.multiprocessing.active_children())
-        loader = iter(batches_of(f"data.num_workers={workers}").loader(0, 4, False))
+        loader = iter(Loader(batches_of(f"data.num_workers={workers}"), 0, 4, False))
         next(loader)
         assert len(torch.multiprocessing.active_children()) - before == workers
         del loader
+
+
+@witness("data.max_bad_fraction")
+def _(tmp_path: Path) -> None:
+    (photos(tmp_path / "photos", 10) / "0.png").write_bytes(b"")
+    folder = f"data.datasets=[{{name: folder, path: {tmp_path / 'photos'}}}]"
+    (source,) = sources_of(folder, "data.max_bad_fraction=0.1")
+    assert source.read(np.arange(10)).images.any(axis=(1, 2, 3)).all()
+    (source,) = sources_of(folder, "data.max_bad_fraction=0.09")
+    with pytest.raises(DataError, match=r"1 of 10 files cannot be read, more than data\.max_bad_fraction=0\.09"):
+        source.read(np.arange(10))
+
+
+@witness("data.timeout")
+def _() -> None:
+    for seconds in (3, 0):
+        assert Loader(batches_of(f"data.timeout={seconds}", "data.num_workers=1"), 0, 1, False).patience == seconds
 
 
 @witness("data.pin_memory")
 def _() -> None:
     for name in ("true", "false"):
         batches = batches_of(f"data.pin_memory={name}")
-        assert batches.loader(0, 1, KINDS["cuda"].pin_memory).pin_memory == (name == "true")
-        assert not batches.loader(0, 1, KINDS["cpu"].pin_memory).pin_memory
+        assert Loader(batches, 0, 1, KINDS["cuda"].pin_memory).pin_memory == (name == "true")
+        assert not Loader(batches, 0, 1, KINDS["cpu"].pin_memory).pin_memory
 
 
 @witness("data.decode_size")

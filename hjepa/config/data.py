@@ -117,7 +117,13 @@ class Data(Section):
         "parts as fit into memory",
     )
     num_views: Annotated[Int, Field(ge=1, le=8)] = Field(1, description="augmented views of each image in a step")
+    max_bad_fraction: Unit = Field(
+        0.01, description="share of a source's files that may be unreadable; they are replaced by others of the source"
+    )
     num_workers: Few = Field(0, description="loader processes; 0 loads in the training process")
+    timeout: Weight = Field(
+        600.0, description="seconds without a batch from loader processes before the run is stopped; 0 waits forever"
+    )
     pin_memory: Bool = Field(True, description="page-locked batches where the device is cuda")
     decode_size: Pixels | None = Field(
         None, description="side at which images of varying size are kept; image_size * 8/7 when not given"

@@ -38,6 +38,12 @@ SWITCHES: tuple[tuple[str, str, Callable[[Config], bool]], ...] = (
         "no source is read from files of varying size",
         lambda c: any(dataset.name in ("folder", "imagefolder", "imagenet") for dataset in c.data.datasets),
     ),
+    (
+        "data.max_bad_fraction",
+        "no source is read from image files",
+        lambda c: any(dataset.name in ("folder", "imagefolder", "imagenet") for dataset in c.data.datasets),
+    ),
+    ("data.timeout", "data.num_workers is 0", lambda c: c.data.num_workers > 0),
     ("loss.vicreg.", "loss.type is not combined", lambda c: c.loss.type == "combined"),
     ("loss.sigreg.", "loss.type is not sigreg", lambda c: c.loss.type == "sigreg"),
     ("model.projector.", "loss.type compares no views", lambda c: c.loss.has_image_level),

@@ -140,6 +140,8 @@ def _provide(name: str, root: str | Path, download: bool) -> Path:
     # URLError and a full disk are OSErrors; a wrong checksum is a RuntimeError.
     except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if type(error) is RuntimeError:  # torchvision's for a checksum
+            reason = f"what arrived is cut off or changed, its MD5 is not {official.tgz_md5}"
         if archive.exists():
             raise DataError(f"{name}: cannot unpack {archive}: {reason}") from error
         raise _missing(name, root, f"the download failed ({reason})") from error

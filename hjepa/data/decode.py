@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from hjepa.data.source import UInt8
@@ -28,11 +30,31 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns from 89 megapixels on; the limit here is ours and refuses.
+# Pillow warns from 89 megapixels on; the limit here is ours and refuses. Of damaged files it warns and logs at each
+# read, without their name; here they are read as far as they go, or refused.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
-def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, int]]:
+class ImageError(DataError):
+    """A file that cannot be read as an image.
+
+    Attributes:
+        path: of the file.
+        reason: in one line.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"cannot read the image {path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return ImageError, (self.path, self.reason)
+
+
+def decode(path: str | os.PathLike[str], side: int, out: UInt8 | None = None) -> tuple[UInt8, tuple[int, int]]:
     """Read an image, turn it upright and squeeze it to a square.
 
     Transparent parts lie on mid-grey, an animation is its first frame, more than 8 bits per channel are
@@ -41,12 +63,14 @@ def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, i
     Args:
         path: a JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM file.
         side: of the square in pixels.
+        out: `[3, side, side]` uint8 to write into; made when not given.
 
     Returns:
         `[3, side, side]` uint8 RGB, and the (height, width) of the upright image before squeezing.
 
     Raises:
-        DataError: the file is missing, damaged, of another format, or larger than `MAX_PIXELS`.
+        ImageError: the file is missing, damaged, of another format, or larger than `MAX_PIXELS`.
+        DataError: no file can be read here now.
     """
     with _open(path) as image:
         orientation = _orientation(image)
@@ -58,7 +82,9 @@ def decode(path: str | os.PathLike[str], side: int) -> tuple[UInt8, tuple[int, i
         rgb = rgb.resize((side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0)
         if orientation in _UPRIGHT:
             rgb = rgb.transpose(_UPRIGHT[orientation])
-        return np.ascontiguousarray(np.asarray(rgb).transpose(2, 0, 1)), (height, width)
+        out = np.empty((3, side, side), np.uint8) if out is None else out
+        out[:] = np.asarray(rgb).transpose(2, 0, 1)
+        return out, (height, width)
 
 
 def true_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -76,8 +102,17 @@ def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             yield image
     # On damaged files Pillow raises nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot read the image {os.fspath(path)}: {reason}") from error
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise DataError(f"{os.fspath(path)}: {error.strerror}; raise the limit (ulimit -n)") from error
+        raise ImageError(os.fspath(path), _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """In one line and without the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"empty, or not one of {', '.join(_FORMATS)}"
+    told = error.strerror if isinstance(error, OSError) else None
+    return told or " ".join(str(error).split()) or type(error).__name__
 
 
 def _orientation(image: Image.Image) -> int:
@@ -100,7 +135,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, _GREY), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> UInt8:

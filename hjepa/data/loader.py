@@ -1,14 +1,14 @@
-"""Batches as functions of their number."""
+"""Batches as functions of their number; `workers` has the processes that make them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from hjepa.config.data import Data
 from hjepa.data.mixture import mixture_of
@@ -17,6 +17,14 @@ from hjepa.data.views import ViewParameters, Views, draw_views
 from hjepa.errors import DataError
 from hjepa.masks import BlockMasks, Masks
 from hjepa.rng import Int64
+
+
+class Bad(NamedTuple):
+    """A file that could not be read: the number of its source, its path, and why."""
+
+    source: int
+    path: str
+    reason: str
 
 
 class Batch(NamedTuple):
@@ -28,6 +36,7 @@ class Batch(NamedTuple):
         crops: parameters of each local crop, likewise.
         masks: `[V B, ...]`, view by view.
         positions: `[B]` int64, the samples' positions in the run.
+        bad: source, path and reason of each file that could not be read; another image stands in its place.
     """
 
     images: tuple[Tensor, ...]
@@ -35,6 +44,7 @@ class Batch(NamedTuple):
     crops: tuple[ViewParameters, ...]
     masks: Masks
     positions: Tensor
+    bad: tuple[Bad, ...]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, copied without waiting where its memory is pinned."""
@@ -44,6 +54,7 @@ class Batch(NamedTuple):
             tuple(crop.to(device, non_blocking=True) for crop in self.crops),
             self.masks.to(device, non_blocking=True),
             self.positions,
+            self.bad,
         )
 
     def render(self, views: Views) -> Tensor:
@@ -87,7 +98,7 @@ class Batches(Dataset[Batch]):
         """Plan the run.
 
         Raises:
-            DataError: when an epoch is smaller than a batch.
+            DataError: when an epoch is smaller than a batch, or than the processes that share one.
         """
         self.config = config
         self.sources = list(sources)
@@ -100,10 +111,15 @@ class Batches(Dataset[Batch]):
         shares = accumulation_steps * world_size
         assert self.batch_size % shares == 0, "the config's checks come first"
         self.steps_per_epoch = self.mixture.epoch_size // self.batch_size
+        if self.mixture.epoch_size < shares:
+            raise DataError(
+                f"{self.mixture.epoch_size} image(s) an epoch do not divide into {world_size} process(es) x "
+                f"training.accumulation_steps={accumulation_steps}; use fewer, or data.epoch_size={shares}"
+            )
         if self.steps_per_epoch == 0:
             raise DataError(
                 f"data.batch_size: {self.batch_size} is more than an epoch's {self.mixture.epoch_size} images; "
-                f"use data.batch_size={_largest_fitting(self.mixture.epoch_size, shares)} or a larger data.epoch_size"
+                f"use data.batch_size={self.mixture.epoch_size // shares * shares} or a larger data.epoch_size"
             )
 
     def positions(self, number: int) -> Int64:
@@ -113,10 +129,10 @@ class Batches(Dataset[Batch]):
         first = step * self.batch_size + (part * self.world_size + self.rank) * size
         return np.arange(first, first + size, dtype=np.int64)
 
-    def samples(self, step: int) -> list[tuple[str, int]]:
-        """(name of the source, index in it) of all images of a step of the run, those of other processes included."""
+    def samples(self, step: int) -> list[str]:
+        """Where the images of a step of the run are found, those of other processes included."""
         source, index = self.locate(np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64))
-        return [(self.sources[s].name, int(i)) for s, i in zip(source, index, strict=True)]
+        return [self.sources[s].place(int(i)) for s, i in zip(source, index, strict=True)]
 
     def locate(self, positions: Int64) -> tuple[Int64, Int64]:
         """Source and index `[n]` of the samples at these positions of the run."""
@@ -128,39 +144,33 @@ class Batches(Dataset[Batch]):
         source, index = self.locate(positions)
         order = np.argsort(source, kind="stable")  # rows of one source side by side: they share a stored size
         positions, source, index = positions[order], source[order], index[order]
-        images, sizes = [], []
-        for s in np.unique(source):
-            mine = index[source == s]
-            images.append(torch.from_numpy(self.sources[s].images(mine)))
-            sizes.append(self.sources[s].true_sizes(mine))
-        true_sizes = np.concatenate(sizes)
+        numbers = np.unique(source).tolist()
+        reads = [self.sources[s].read(index[source == s]) for s in numbers]
+        true_sizes = np.concatenate([read.true_sizes for read in reads])
         names = [f"view{v}" for v in range(self.config.num_views)]
         masks = [self.masks.sample(self.seed, number // self.parts, name, positions) for name in names]
         crops = [f"crop{c}" for c in range(self.config.multicrop.num_local_crops)]
         return Batch(
-            tuple(images),
+            tuple(torch.from_numpy(read.images) for read in reads),
             tuple(draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names),
             tuple(draw_views(self.local, self.seed, name, positions, true_sizes) for name in crops),
             Masks(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
             torch.from_numpy(positions),
+            tuple(Bad(s, *item) for s, read in zip(numbers, reads, strict=True) for item in read.bad.items()),
         )
 
-    def loader(self, first_step: int, last_step: int, pin_memory: bool) -> DataLoader[Batch]:
-        """Batches of the steps [first_step, last_step), in order, from `num_workers` processes."""
-        return DataLoader(
-            self,
-            batch_size=None,
-            sampler=range(first_step * self.parts, last_step * self.parts),
-            num_workers=self.config.num_workers,
-            collate_fn=_as_is,
-            pin_memory=pin_memory and self.config.pin_memory,
-        )
+    def note(self, bad: Sequence[Bad]) -> None:
+        """Take in what other processes could not read.
 
+        Raises:
+            DataError: when a source has more bad files than it may.
+        """
+        for s in {item.source for item in bad}:
+            files = self.sources[s].bad_files
+            assert files is not None
+            files.add({item.path: item.reason for item in bad if item.source == s})
 
-def _as_is(batch: Any) -> Any:
-    """Already whole; the default would turn tuples into lists."""
-    return batch
-
-
-def _largest_fitting(epoch_size: int, shares: int) -> int:
-    return max(epoch_size // shares * shares, shares)
+    def found(self) -> list[Bad]:
+        """What this process knows of files that cannot be read."""
+        ledgers = [(s, source.bad_files) for s, source in enumerate(self.sources) if source.bad_files is not None]
+        return [Bad(s, *item) for s, files in ledgers for item in files.found.items()]

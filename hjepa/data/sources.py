@@ -13,7 +13,7 @@ from hjepa.config.data import Data, Dataset
 from hjepa.data.archives import ArraySource, cifar, stl10
 from hjepa.data.files import ClassFolderSource, FolderSource, has_test
 from hjepa.data.shapes import Shapes
-from hjepa.data.source import Float32, Int64, Source, UInt8
+from hjepa.data.source import Float32, Int64, Read, Source, UInt8
 
 Progress = Callable[[int, int], None]
 
@@ -59,9 +59,9 @@ def open_source(dataset: Dataset, data: Data, seed: int, split: str | None = Non
         case "stl10":
             return stl10(path, split, data.download)
         case "imagefolder" | "imagenet":
-            return ClassFolderSource(path, decode_side(data), split, dataset.name)
+            return ClassFolderSource(path, decode_side(data), split, dataset.name, data.max_bad_fraction)
         case "folder":
-            return FolderSource(path, decode_side(data), dataset.name)
+            return FolderSource(path, decode_side(data), dataset.name, data.max_bad_fraction)
 
 
 def open_training(data: Data, seed: int) -> list[Source]:
@@ -106,12 +106,16 @@ class CachedSource(Source):
         self.size = source.size
         self.labels = source.labels
         self.num_classes = source.num_classes
+        self.bad_files = source.bad_files
+        self.left_out = source.left_out
         self._true_sizes = np.empty((self.decoded, 2), np.float32)
+        self._indices = np.empty(self.decoded, np.int64)
         self._images = _shared_memory((self.decoded, 3, *source.size))
         for start in range(0, self.decoded, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, self.decoded))
-            self._images[start : start + len(rows)] = torch.from_numpy(source.images(rows * stride))
-            self._true_sizes[rows] = source.true_sizes(rows * stride)
+            read = source.read(rows * stride)
+            self._images[start : start + len(rows)] = torch.from_numpy(read.images)
+            self._true_sizes[rows], self._indices[rows] = read.true_sizes, read.indices
             if progress is not None:
                 progress(start + len(rows), self.decoded)
         self.seconds_per_image = (time.monotonic() - started) / self.decoded
@@ -123,6 +127,10 @@ class CachedSource(Source):
         """`[n]` indices -> `[n, 3, height, width]` uint8 RGB."""
         out: UInt8 = self._images.numpy()[indices % self.decoded]
         return out
+
+    def read(self, indices: Int64) -> Read:
+        """What was read when the source was decoded; what could not be was noted then."""
+        return Read(self.images(indices), self.true_sizes(indices), self._indices[indices % self.decoded], {})
 
     def true_sizes(self, indices: Int64) -> Float32:
         """`[n]` indices -> `[n, 2]` float32, as the source gave them."""

@@ -112,6 +112,11 @@ class Evaluator:
         self.num_train = len(self._train)
         self.num_test = len(self._test)
 
+    @property
+    def sources(self) -> list[Source]:
+        """What is looked at, both sides."""
+        return [*self._train.sources, *self._test.sources]
+
     def evaluate(self, target: Embed, online: Embed | None = None) -> Named:
         """Probes of every feature of the target encoder, and of the online encoder's last.
 

@@ -52,18 +52,22 @@ def collect(
         device: where views and features are computed.
 
     Returns:
-        Features by name, each `[n, d]` float32 on the CPU, and labels `[n]` int64 on the CPU.
+        Features by name, each `[n, d]` float32 on the CPU, and labels `[n]` int64 on the CPU. An image that cannot
+        be read is replaced by another of the source, with that one's label.
     """
     assert source.labels is not None
     assert len(indices)
     features: dict[str, Tensor] = {}
+    labels = np.empty(len(indices), np.int64)
     for start in range(0, len(indices), batch_size):
         part = indices[start : start + batch_size]
-        images = torch.from_numpy(source.images(part)).to(device)
-        squares = center_views(source.true_sizes(part)).to(device)
+        read = source.read(part)
+        images = torch.from_numpy(read.images).to(device)
+        squares = center_views(read.true_sizes).to(device)
+        labels[start : start + len(part)] = source.labels[read.indices]
         for name, rows in embed(views(images, squares)).items():
             # Written into place: concatenation at the end would hold everything twice.
             if name not in features:
                 features[name] = torch.empty(len(indices), rows.shape[1])
             features[name][start : start + len(part)] = rows
-    return features, torch.from_numpy(source.labels[indices])
+    return features, torch.from_numpy(labels)

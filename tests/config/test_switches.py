@@ -26,6 +26,8 @@ EXAMPLES = [
     ("training.muon_momentum", "training.muon_momentum=0.9", (), ("training.optimizer=muon",)),
     ("training.warmup_lr", "training.warmup_lr=1e-5", ("training.warmup_epochs=0",), ()),
     ("data.decode_size", "data.decode_size=64", (), ("data.datasets=[{name: folder, path: x}]",)),
+    ("data.max_bad_fraction", "data.max_bad_fraction=0.5", (), ("data.datasets=[{name: folder, path: x}]",)),
+    ("data.timeout", "data.timeout=9", (), ("data.num_workers=2",)),
     ("loss.vicreg.", "loss.vicreg.weight=1", ("loss.type=sigreg",), ("loss.type=combined",)),
     ("loss.sigreg.", "loss.sigreg.mix=0.5", ("loss.type=combined",), ("loss.type=sigreg",)),
     ("model.projector.", "model.projector.depth=1", (), ("loss.type=sigreg",)),

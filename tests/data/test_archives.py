@@ -1,4 +1,9 @@
 import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -6,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import numpy as np
@@ -133,8 +139,66 @@ def test_download(tmp_path: Path, served: Path) -> None:
 
 def test_download_of_another_checksum(tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.STL10, "tgz_md5", "0" * 32)
-    refused(lambda: archives.stl10(tmp_path / "data", "train", download=True), "the download failed", "corrupted")
+    refused(lambda: archives.stl10(tmp_path / "data", "train", download=True), "the download failed", "its MD5 is not")
     assert not list((tmp_path / "data").iterdir())
+
+
+class Broken(SimpleHTTPRequestHandler):
+    """Announces the whole file, sends a part of it, and closes the connection or stays silent."""
+
+    ways: ClassVar[list[str]] = []
+
+    def log_message(self, *args: object) -> None: ...
+
+    def do_GET(self) -> None:
+        way = self.ways.pop(0)
+        content = Path(self.translate_path(self.path)).read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content if way == "whole" else content[: len(content) // 2])
+        self.wfile.flush()
+        if way == "silent":
+            time.sleep(3)
+        elif way == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("way", ["closed", "reset", "silent"])
+def test_a_download_that_breaks_off_is_never_used_and_the_next_is_whole(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(archives, "_TIMEOUT", 0.5)
+    # torchvision asks twice: the first time only to see whether it is sent on elsewhere.
+    monkeypatch.setattr(Broken, "ways", ["whole", way, "whole", "whole"])
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Broken, directory=served.parent)) as server:
+        monkeypatch.setattr(datasets.STL10, "url", f"http://127.0.0.1:{server.server_port}/{served.name}")
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        refused(lambda: archives.stl10(tmp_path / "data", "train", download=True), "the download failed (")
+        assert not list((tmp_path / "data").iterdir())
+        assert len(archives.stl10(tmp_path / "data", "train", download=True)) == 3
+        server.shutdown()
+
+
+def test_a_killed_download_leaves_nothing_that_is_taken_for_data(tmp_path: Path, served: Path) -> None:
+    script = f"""
+import os, signal
+from torchvision import datasets
+from hjepa.data import archives
+datasets.STL10.url, datasets.STL10.tgz_md5 = {datasets.STL10.url!r}, {md5(served)!r}
+extract = archives.extract_archive
+def killed(source, target):
+    extract(source, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+archives.extract_archive = killed
+archives.stl10({str(tmp_path / "data")!r}, "train", download=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "data").iterdir()
+    assert left.name.startswith(".stl10_binary.partial-")
+    assert len(archives.stl10(tmp_path / "data", "train", download=True)) == 3
+    assert (tmp_path / "data" / "stl10_binary").is_dir()
 
 
 def test_download_that_another_process_finishes_first(

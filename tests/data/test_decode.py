@@ -38,18 +38,28 @@ def palette(**info: object) -> Image.Image:
         ("rgb.png", flat("RGB", (10, 20, 30)), (10, 20, 30)),
         ("rgb.bmp", flat("RGB", (10, 20, 30)), (10, 20, 30)),
         ("rgb.ppm", flat("RGB", (10, 20, 30)), (10, 20, 30)),
+        ("rgb.webp", flat("RGB", (200, 200, 200)), (200, 200, 200)),
+        ("rgb.tif", flat("RGB", (10, 20, 30)), (10, 20, 30)),
+        ("l.pgm", flat("L", 77), (77, 77, 77)),
+        ("l.jpg", flat("L", 77), (77, 77, 77)),
+        ("1.tif", flat("1", 1), (255, 255, 255)),
+        ("a PNG in disguise.jpg", flat("RGB", (10, 20, 30)), (10, 20, 30)),
         ("l.png", flat("L", 77), (77, 77, 77)),
         ("1.png", flat("1", 1), (255, 255, 255)),
         ("p.png", palette(), (200, 100, 50)),
         ("p.gif", palette(), (200, 100, 50)),
         ("la.png", flat("LA", (0, 51)), (102, 102, 102)),  # 0.2 * 0 + 0.8 * 128
         ("rgba.png", flat("RGBA", (255, 0, 128, 0)), (128, 128, 128)),
+        ("half.png", flat("RGBA", (200, 100, 0, 51)), (142, 122, 102)),  # 0.2 of it, 0.8 * 128
+        ("rgba.tif", flat("RGBA", (200, 100, 0, 51)), (142, 122, 102)),
+        ("la.tif", flat("LA", (0, 51)), (102, 102, 102)),
         ("rgba.webp", flat("RGBA", (255, 0, 128, 0)), (128, 128, 128)),
         ("opaque.png", flat("RGBA", (255, 0, 128, 255)), (255, 0, 128)),
         ("cmyk.tif", flat("CMYK", (255, 0, 0, 0)), (0, 255, 255)),
         ("cmyk.jpg", flat("CMYK", (0, 0, 0, 255)), (0, 0, 0)),
         ("16.png", Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), (100, 100, 100)),
         ("16.tif", Image.fromarray(np.full((8, 8), 65535, np.uint16)), (255, 255, 255)),
+        ("16.pgm", Image.fromarray(np.full((8, 8), 100 * 257, np.uint16)), (100, 100, 100)),
         ("dark16.png", Image.fromarray(np.full((8, 8), 257, np.uint16)), (1, 1, 1)),
         ("flat.tif", Image.fromarray(np.full((8, 8), 7.5, np.float32)), (0, 0, 0)),
         ("nan.tif", Image.fromarray(np.full((8, 8), np.nan, np.float32)), (0, 0, 0)),
@@ -57,7 +67,8 @@ def palette(**info: object) -> Image.Image:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_mode_becomes_rgb(tmp_path: Path, name: str, image: Image.Image, expected: tuple[int, int, int]) -> None:
-    pixels, size = decode(save(image, tmp_path / name), 4)
+    options = {"format": "PNG"} if "disguise" in name else {}
+    pixels, size = decode(save(image, tmp_path / name, **options), 4)
     assert pixels.dtype == np.uint8
     assert pixels.shape == (3, 4, 4)
     assert pixels.flags.c_contiguous
@@ -94,6 +105,15 @@ def test_animation_is_its_first_frame(tmp_path: Path) -> None:
     for name in ("x.gif", "x.webp"):
         path = save(frames[0], tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
         assert (decode(path, 4)[0][:, 0, 0] == (255, 0, 0)).all()
+
+
+def test_a_camera_file_of_several_pictures_is_its_first(tmp_path: Path) -> None:
+    frames = [flat("RGB", (255, 0, 0)), flat("RGB", (0, 255, 0))]
+    path = save(frames[0], tmp_path / "x.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert decode(path, 4)[0][:, 0, 0].tolist() == pytest.approx([255, 0, 0], abs=3)
+    frames = [flat("RGB", (255, 0, 0)), flat("RGB", (0, 255, 0))]
+    path = save(frames[0], tmp_path / "x.tif", save_all=True, append_images=frames[1:])
+    assert decode(path, 4)[0][:, 0, 0].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])

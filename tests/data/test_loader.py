@@ -7,6 +7,7 @@ from hjepa.config import load_config
 from hjepa.data.loader import Batch, Batches
 from hjepa.data.sources import open_training
 from hjepa.data.views import Views
+from hjepa.data.workers import Loader
 from hjepa.errors import DataError
 from hjepa.masks import BlockMasks
 
@@ -26,8 +27,8 @@ def tensors(batch: Batch) -> list[torch.Tensor]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_started_late_goes_on_where_another_would_be(workers: int) -> None:
     batches = plan(f"data.num_workers={workers}")
-    whole = list(batches.loader(0, 8, False))
-    late = list(batches.loader(5, 8, False))
+    whole = list(Loader(batches, 0, 8, False))
+    late = list(Loader(batches, 5, 8, False))
     assert len(whole) == 8
     for a, b in zip(whole[5:], late, strict=True):
         assert type(b) is Batch
@@ -65,6 +66,14 @@ def test_views_of_one_image_differ_and_are_rendered_to_one_size() -> None:
 def test_a_batch_beyond_the_data_names_one_that_fits() -> None:
     with pytest.raises(DataError, match=r"64 is more than an epoch's 40 images; use data\.batch_size=40"):
         plan("data.batch_size=64")
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(64, 1), (1, 64), (8, 8)])
+def test_data_smaller_than_its_shares_says_so(processes: int, parts: int) -> None:
+    said = rf"40 image\(s\) an epoch do not divide into {processes} process\(es\) x .*={parts}; .*epoch_size=64"
+    with pytest.raises(DataError, match=said):
+        plan("data.batch_size=64", world_size=processes, parts=parts)
+    assert plan("data.batch_size=64", "data.epoch_size=64", world_size=processes, parts=parts).steps_per_epoch == 1
 
 
 CROPS = ("data.multicrop.num_local_crops=3", "loss.type=sigreg", "data.augmentation.color_jitter=0.4")

@@ -1,0 +1,72 @@
+"""What saving costs a run: `python benchmarks/checkpointing.py configs/quickstart.yaml training.lr=1e-3`.
+
+Blocks of steps are timed in turns, without a save and with one before them, which is written while they are taken; the
+difference is what one save costs, whoever pays for it: on a CPU in seconds of all its processors, so that other work on
+the machine does not count. Beside it, how long the step is held for the copy.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hjepa.config import load_config
+from hjepa.console import Console
+from hjepa.device import synchronize
+from hjepa.optim import Schedules
+from hjepa.run import build, open_fabric
+from hjepa.step import take_step
+from hjepa.writer import Writer
+
+ROUNDS, BLOCK_SECONDS = 7, 3.0
+
+
+def main() -> None:
+    name, *settings = sys.argv[1:]
+    config = load_config(name, [*settings, "evaluation.eval_frequency=0"])
+    fabric, kind = open_fabric(config)
+    with Console(enabled=False) as console, tempfile.TemporaryDirectory() as place:
+        run = build(config, fabric, kind, console, sample=256)
+        writer = Writer(Path(place), 2)
+        run.model.train()
+        per_epoch = run.batches.steps_per_epoch
+        schedules = Schedules(config.training, config.model.ema, per_epoch, 1000 * per_epoch)
+        batches = iter(run.batches.loader(0, 10**6, kind.pin_memory))
+
+        clock = time.process_time if fabric.device.type == "cpu" else time.monotonic
+
+        def block(steps: int) -> float:
+            synchronize(fabric.device)
+            start = clock()
+            for _ in range(steps):
+                take_step(run, schedules, 0, batches)
+            synchronize(fabric.device)
+            return clock() - start
+
+        block(2)
+        steps = max(4, round(BLOCK_SECONDS / (block(4) / 4)))
+        plain, held, saved = [], [], []
+        for number in range(ROUNDS):
+            plain.append(block(steps))
+            start, begun = time.monotonic(), clock()
+            run.progress.step = number
+            writer.submit(*run.state())
+            held.append(time.monotonic() - start)
+            block(steps)
+            writer.wait()
+            saved.append(clock() - begun)
+        size = sum(file.stat().st_size for file in next(Path(place).glob("step-*")).iterdir())
+        writer.close()
+    step = statistics.median(plain) / steps
+    cost = statistics.median(b - a for a, b in zip(plain, saved, strict=True))
+    epoch = per_epoch * step
+    print(f"{name}: {fabric.device}, {size / 1e6:.1f} MB a checkpoint, {1e3 * step:.0f} ms a step")
+    print(f"  the step is held for {1e3 * statistics.median(held):.1f} ms; one save costs {1e3 * cost:.0f} ms in all")
+    print(f"  every epoch of {per_epoch} steps ({epoch:.0f} s): {100 * cost / epoch:.2f} % of the run")
+
+
+if __name__ == "__main__":
+    main()
