@@ -48,7 +48,8 @@ def state(run: Run) -> list[torch.Tensor]:
 
 def step(run: Run, number: int) -> None:
     assert run.schedules is not None
-    take_step(run, run.schedules, number, iter(run.batches.loader(number, number + 1, False)))
+    parts = run.batches.parts
+    take_step(run, run.schedules, number, iter([run.batches[number * parts + part] for part in range(parts)]))
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=["cuda", "linux", "windows", "cublas", "mps", "python"])
