@@ -36,7 +36,7 @@ from hjepa.config.data import Augmentation
 from hjepa.config.walk import leaves
 from hjepa.console import Console
 from hjepa.data import archives
-from hjepa.data.loader import Batches
+from hjepa.data.loader import Batch, Batches
 from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, open_training
 from hjepa.data.views import Views, center_views
@@ -1372,7 +1372,30 @@ def _(tmp_path: Path) -> None:
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == count - 1
 
 
+@witness("training.on_divergence")
+def _(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    render = Batch.render
+
+    def broken_later(self: Batch, views: Views) -> Tensor:
+        return render(self, views) * (float("inf") if int(self.positions.min()) > 31 else 1.0)
+
+    monkeypatch.setattr(Batch, "render", broken_later)
+    settings = ("training.max_bad_steps=1", "checkpoint.save_frequency_steps=1")
+    for what, rollbacks in (("stop", 0), ("rollback", 3)):
+        with pytest.raises(DivergedError):
+            run_of(tmp_path / what, *settings, f"training.on_divergence={what}")
+        record = tmp_path / what / "rollbacks.jsonl"
+        assert len(record.read_text().splitlines() if record.exists() else []) == rollbacks
+
+
 # What is kept
+
+
+@witness("checkpoint.metric")
+def _(tmp_path: Path) -> None:
+    for metric, kept in (("null", 0), ("loss", 1)):
+        run_of(tmp_path / metric, f"checkpoint.metric={metric}")
+        assert len(list((tmp_path / metric / "checkpoints").glob("best-*"))) == kept
 
 
 @witness("checkpoint.save_frequency")

@@ -117,6 +117,12 @@ def _save_frequency(key: str, value: Any, old: Old) -> Became:
     return Became({"checkpoint.save_frequency": value})
 
 
+def _metric(key: str, value: Any, old: Old) -> Became:
+    if value in ("knn", "linear", "loss", None):
+        return Became({key: value})
+    return Became({}, "nothing read it; knn, linear or loss keeps the best checkpoint here")
+
+
 def _dataset(key: str, value: Any, old: Old) -> Became:
     listed = key != "data.dataset"
     if listed != old.uses_list:
@@ -282,6 +288,7 @@ _VALUES: dict[str, Callable[[str, Any, Old], Became]] = {
     "checkpoint.max_checkpoints": _keep,
     "training.keep_last_n": _keep,
     "logging.save_frequency": _save_frequency,
+    "checkpoint.metric": _metric,
     "data.dataset": _dataset,
     "data.datasets.name": _dataset,
     "data.datasets.path": _dataset_part,

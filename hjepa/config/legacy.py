@@ -105,8 +105,8 @@ _REASONS = (
     ("hjepa train --resume continues the run in its folder", "checkpoint.resume"),
     ("the last checkpoint is always saved", "checkpoint.save_last"),
     (
-        "the newest checkpoints are kept (checkpoint.keep_last_k), whatever their metrics",
-        "checkpoint.keep_best_n checkpoint.metric checkpoint.mode checkpoint.save_best",
+        "the newest checkpoints are kept (checkpoint.keep_last_k); checkpoint.metric keeps the best one as well",
+        "checkpoint.keep_best_n checkpoint.mode checkpoint.save_best",
     ),
     ("images have three channels here", "data.channels"),
     (
