@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import os
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 
 BAD_IMAGES = "bad_images.jsonl"
+
+_locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])
 
 
 class RunFolder:
@@ -64,7 +68,9 @@ class RunFolder:
         except OSError as error:
             raise _refused(path, error) from None
         try:
-            # The kernel drops the lock with the process, so a killed run leaves nothing to clean up.
+            # The kernel drops the lock with the process, so a killed run leaves nothing to clean up. Loader processes
+            # outlive it by some seconds and must not hold what they inherited.
+            _locks.add(self._lock)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise FolderInUseError(

@@ -17,10 +17,12 @@ import torch
 
 from hjepa import checkpoint
 from hjepa.config import Config, load_config
+from hjepa.config.sections import Logging
 from hjepa.data.loader import Batch
 from hjepa.diagnosis import Spikes
-from hjepa.errors import ConfigError, DivergedError, StoppedError, StorageError
+from hjepa.errors import ConfigError, DivergedError, FolderInUseError, StoppedError, StorageError
 from hjepa.objective import Losses, Objective
+from hjepa.runfolder import RunFolder
 from hjepa.signals import StopSignals
 from hjepa.train import train
 
@@ -121,6 +123,33 @@ def test_a_run_goes_on_with_another_number_of_workers(configure: Configure, tmp_
     for workers, last in ((2, 10), (0, 20), (1, 32)):
         train(configure(f"data.num_workers={workers}", f"training.max_steps={last}", folder="legs"), resume=True)
     assert_equal(newest(tmp_path / "whole"), newest(tmp_path / "legs"))
+
+
+def test_what_a_killed_run_leaves_behind_holds_no_lock(tmp_path: Path) -> None:
+    """A loader process that was forked from the run notices only after seconds that it is alone."""
+    script = f"""
+import os, time
+from pathlib import Path
+from hjepa.config.sections import Logging
+from hjepa.runfolder import RunFolder
+folder = RunFolder(Path({str(tmp_path / "run")!r}), "run", Logging(use_tensorboard=False))
+if os.fork() == 0:
+    print("forked", flush=True)
+    time.sleep(30)
+    os._exit(0)
+time.sleep(30)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "forked\n"
+    with pytest.raises(FolderInUseError):
+        RunFolder(tmp_path / "run", "second", Logging(use_tensorboard=False))
+    process.kill()
+    process.wait()
+    RunFolder(tmp_path / "run", "second", Logging(use_tensorboard=False)).close()
+    os.killpg(process.pid, signal.SIGKILL)
 
 
 # Signals
