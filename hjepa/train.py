@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import torch
@@ -133,6 +134,11 @@ def fit(run: Run) -> None:
                 except DivergedError as error:
                     roll_back(run, error)
             evaluate(run, -(-run.progress.step // run.batches.steps_per_epoch))
+    except MemoryFullError:
+        if not run.moving:
+            with suppress(RuntimeError, MemoryError):  # there may be none for a copy either
+                save(run)
+        raise
     finally:
         if run.writer is not None:
             run.writer.close()

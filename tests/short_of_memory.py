@@ -27,8 +27,10 @@ def confine(size: int) -> None:
 
 
 def save_and_confine(run: Run, wait: bool = False) -> None:
+    global limit
     save(run, wait=True)
     if limit == "after-save":
+        limit = "set"
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         confine(pages * resource.getpagesize() + SPARE)
 

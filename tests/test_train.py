@@ -418,6 +418,10 @@ def test_evaluating_a_run_again_gives_its_figures(configure: Configure, tmp_path
         evaluate_run(tmp_path / "run", ["model.depth=2"])
     with pytest.raises(ConfigError, match="no checkpoint here"):
         evaluate_run(tmp_path / "nothing", [])
+    written = tmp_path / "run" / "config.yaml"
+    written.write_text(written.read_text().replace("depth: 3", "depth: 4"))
+    with pytest.raises(ConfigError, match=r"config\.yaml: model\.depth: not what the checkpoint was trained with"):
+        evaluate_run(tmp_path / "run", [])
 
 
 def test_never_evaluating_means_never(configure: Configure, tmp_path: Path) -> None:
