@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hjepa.config import load_config
 from hjepa.console import Console
+from hjepa.data.workers import Loader
 from hjepa.device import synchronize
 from hjepa.optim import Schedules
 from hjepa.run import build, open_fabric
@@ -34,7 +35,7 @@ def main() -> None:
         run.model.train()
         per_epoch = run.batches.steps_per_epoch
         schedules = Schedules(config.training, config.model.ema, per_epoch, 1000 * per_epoch)
-        batches = iter(run.batches.loader(0, 10**6, kind.pin_memory))
+        batches = iter(Loader(run.batches, 0, 10**6, kind.pin_memory))
 
         clock = time.process_time if fabric.device.type == "cpu" else time.monotonic
 
