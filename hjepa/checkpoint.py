@@ -96,7 +96,7 @@ def keep_best(path: Path, metric: str, value: float) -> Path:
     Raises:
         StorageError: when the disk refuses; the best one before is untouched.
     """
-    final = path.with_name(path.name.replace("step-", "best-"))
+    final = _best_of(path)
 
     def fill(temporary: Path) -> None:
         for name in (WEIGHTS, TRAINER, MANIFEST):
@@ -163,6 +163,11 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 
+def _best_of(path: Path) -> Path:
+    """Where a checkpoint is set apart as the best one."""
+    return path.with_name(path.name.replace("step-", "best-"))
+
+
 def forget_after(folder: Path, step: int) -> None:
     """Remove the checkpoints of later steps."""
     for path in find(folder):
@@ -204,8 +209,8 @@ def load(path: Path) -> Saved:
             raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
         if manifest.pop("sha256", None) != _seal(manifest):
             raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
-        name = path_of(path.parent, manifest["step"]).name
-        if path.name not in (name, name.replace("step-", "best-")):
+        own = path_of(path.parent, manifest["step"])
+        if path not in (own, _best_of(own)):
             raise StorageError(f"{path}: holds step {manifest['step']}; a checkpoint keeps the name it was given")
         # These two and no other: a manifest cannot name a file elsewhere, nor leave one unverified.
         for name in (WEIGHTS, TRAINER):

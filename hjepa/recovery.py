@@ -58,7 +58,7 @@ def keep_if_best(run: Run, value: float) -> None:
         return
     best = checkpoint.best_value(run.writer.folder, metric)
     if best is None or (value < best if metric == "loss" else value > best):
-        run.writer.submit(*run.state())
+        save(run)
         run.writer.wait()
         checkpoint.keep_best(checkpoint.path_of(run.writer.folder, run.progress.step), metric, value)
 

@@ -86,9 +86,7 @@ class RunFolder:
         try:
             _replace(self.path / "config.yaml", text)
         except OSError as error:
-            raise StorageError(
-                f"{self.path}: cannot be written ({error.strerror}); set experiment.output_dir"
-            ) from None
+            raise _refused(self.path, error) from None
 
     def open_metrics(self, step: int) -> list[dict[str, Any]]:
         """Start or continue the record after `step` steps; lines from beyond it, of steps that will be redone, go.
@@ -100,9 +98,7 @@ class RunFolder:
         kept: list[str] = []
         self.close_records()
         with self._optional("metrics.jsonl"):
-            if path.exists():
-                kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-                _replace(path, "".join(f"{line}\n" for line in kept))
+            kept = _keep_lines(path, lambda line: _step_of(line) <= step)
             self._metrics = path.open("a")
         with self._optional("TensorBoard"):
             if self.config.use_tensorboard:
@@ -184,10 +180,8 @@ class RunFolder:
 
     def _keep_bad_images(self, keeps: Callable[[str], bool]) -> dict[str, str]:
         path = self.path / BAD_IMAGES
-        kept = [line for line in path.read_text().splitlines() if keeps(line)] if path.exists() else []
-        if kept:
-            _replace(path, "".join(f"{line}\n" for line in kept))
-        else:
+        kept = _keep_lines(path, keeps)
+        if not kept:
             path.unlink(missing_ok=True)
         return {entry["file"]: entry["reason"] for entry in map(json.loads, kept)}
 
@@ -209,6 +203,15 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def _keep_lines(path: Path, keeps: Callable[[str], bool]) -> list[str]:
+    """Drop the other lines of a record, if there is one."""
+    if not path.exists():
+        return []
+    kept = [line for line in path.read_text().splitlines() if keeps(line)]
+    _replace(path, "".join(f"{line}\n" for line in kept))
+    return kept
 
 
 def _step_of(line: str) -> float:

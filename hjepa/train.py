@@ -145,7 +145,7 @@ def fit(run: Run) -> None:
 
 
 def take_steps(run: Run, schedules: Schedules) -> None:
-    """Take steps to the end of the run, and save the last one."""
+    """Take steps to the end of the run; the last one is saved as it is evaluated."""
     config, fabric, progress = run.config, run.fabric, run.progress
     per_epoch = run.batches.steps_per_epoch
     last_step = min(schedules.total, config.training.max_steps or schedules.total)
@@ -203,7 +203,7 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             run.console.say(line)
         if end_of_epoch:
             progress.epoch_loss.zero_()
-        if last or is_due(
+        if is_due(
             progress.step,
             config.checkpoint.save_frequency * per_epoch,
             config.checkpoint.save_frequency_steps,
@@ -221,7 +221,6 @@ def take_steps(run: Run, schedules: Schedules) -> None:
         if last:
             break
     bar.close()
-    save(run)
     run.verdict = diagnosis.verdict
 
 
