@@ -24,73 +24,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 import torch.nn.functional as F
+from plain import ReferenceMasks
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from hjepa.build import grid_of, run_path
 from hjepa.config import Config, load_config
-from hjepa.config.sections import Masking
 from hjepa.console import Console
-from hjepa.grid import Grid, pool
-from hjepa.masks import Masks
+from hjepa.flops import flops_per_image
+from hjepa.grid import pool
 from hjepa.measure import time_steps
-from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import Output
 from hjepa.objective import Losses, Objective
-from hjepa.rng import Int64
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import RunFolder
 from hjepa.train import fit, plan
 
 ROUNDS, ROUND_SECONDS = 4, 4.0
-
-
-class ReferenceMasks:
-    """Multi-block masks as I-JEPA's reference code draws them: one image after another.
-
-    A block's corner is drawn so that it never reaches the last row or column, and contexts are cut to the shortest of
-    the batch from the top of the image down.
-    """
-
-    def __init__(self, config: Masking, grid: Grid) -> None:
-        self.config, self.grid = config, grid
-
-    def sample(self, seed: int, step: int, stream: str, positions: Int64) -> Masks:
-        """See `BlockMasks.sample`."""
-        g = np.random.default_rng([seed, step, int(positions[0])])
-        height, width = self.grid.height, self.grid.width
-
-        def block(scale: tuple[float, float], aspect: tuple[float, float]) -> tuple[int, int]:
-            area, ratio = height * width * g.uniform(*scale), g.uniform(*aspect)
-            h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-            return max(1, min(h, height - 1)), max(1, min(w, width - 1))
-
-        h, w = block(self.config.mask_scale, self.config.aspect_ratio)
-        context_side = block((0.85, 1.0), (1.0, 1.0))
-        contexts, targets = [], []
-        for _ in positions:
-            while True:
-                hidden = np.zeros((height, width), bool)
-                blocks = []
-                for _ in range(self.config.num_masks):
-                    top, left = int(g.integers(0, height - h)), int(g.integers(0, width - w))
-                    hidden[top : top + h, left : left + w] = True
-                    rows, columns = np.arange(top, top + h)[:, None], np.arange(left, left + w)
-                    blocks.append(rows * width + columns)
-                seen = np.zeros((height, width), bool)
-                top, left = (int(g.integers(0, n - c)) for n, c in zip((height, width), context_side, strict=True))
-                seen[top : top + context_side[0], left : left + context_side[1]] = True
-                context = np.flatnonzero(seen & ~hidden)
-                if len(context) >= 4:
-                    break
-            contexts.append(context)
-            targets.append(np.stack(blocks))
-        shortest = min(map(len, contexts))
-        kept = np.stack([context[:shortest] for context in contexts])
-        return Masks(torch.from_numpy(kept), torch.from_numpy(np.stack(targets)))
 
 
 class PooledObjective(Objective):
@@ -164,17 +114,6 @@ def arms(depth: int) -> dict[str, Arm]:
     }
 
 
-def flops_per_image(run: Run) -> float:
-    """Operations of one step, forward and backward, per image."""
-    size = 8
-    batch = synthetic_batch(run.config, size, run.fabric.device)
-    run.model.train()
-    with FlopCounterMode(display=False) as counter:
-        run.objective(run.model(*batch), 0).total.backward()
-    run.model.zero_grad()
-    return float(counter.get_total_flops() / size)
-
-
 def build_arm(name: str, config: Config, console: Console, folder: RunFolder | None) -> Run:
     """The run of an arm, to be resumed where it was cut off."""
     fabric, kind = open_fabric(config)
@@ -198,7 +137,7 @@ def run_arm(name: str, config: Config, steps: int) -> None:
     folder = RunFolder(run_path(config), config.experiment.name, config.logging)
     with Console() as console:
         run = build_arm(name, config, console, folder)
-        flops = flops_per_image(run)
+        flops = flops_per_image(config).total
         run.progress.total = run.progress.total or steps
         plan(run)
         fit(run)

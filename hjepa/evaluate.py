@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of
@@ -13,10 +14,9 @@ from hjepa.config import Config, load_config
 from hjepa.config.walk import flat
 from hjepa.console import Console
 from hjepa.data.sources import open_probe
-from hjepa.device import choose
+from hjepa.device import choose, precision
 from hjepa.errors import ConfigError, DataError
 from hjepa.evaluation.evaluator import Evaluator, skip_reason
-from hjepa.evaluation.features import Embed
 from hjepa.model.hjepa import HJEPA
 from hjepa.quarantine import Quarantine
 
@@ -31,27 +31,50 @@ def build_evaluator(config: Config, device: torch.device) -> Evaluator | str:
 
 def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float]:
     """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
-    model.eval()
-    results = dict(evaluator.evaluate(model.embed, _online(model)))
-    untrained = model if evaluator.has_baselines else _untrained(model, config)
-    results |= dict(evaluator.baselines(untrained.embed, untrained.patches))
+    target, online = _encoders(model, config)
+    results = dict(evaluator.evaluate(target.embed, online.last if online else None))
+    untrained = _Frozen(model if evaluator.has_baselines else _untrained(model, config), config)
+    results |= dict(evaluator.baselines(untrained.last, untrained.patches))
     if evaluator.dense is not None:
-        results |= dict(evaluator.dense(model.patches))
-        if _online(model) is not None:
-            online = evaluator.dense(partial(model.patches, online=True))
-            results |= {f"{name}_online": value for name, value in online}
+        results |= dict(evaluator.dense(target.patches))
+        if online is not None:
+            results |= {f"{name}_online": value for name, value in evaluator.dense(online.patches)}
     return {f"eval/{name}": value for name, value in results.items()}
 
 
 def probe_timing(evaluator: Evaluator, model: HJEPA, config: Config, seconds: float) -> tuple[float, float]:
     """Seconds of a `probe` and of the first one's baselines, see `Evaluator.timing`; leaves the model in eval mode."""
-    model.eval()
-    return evaluator.timing(model.embed, _online(model), _untrained(model, config).embed, seconds)
+    target, online = _encoders(model, config)
+    untrained = _Frozen(_untrained(model, config), config)
+    return evaluator.timing(target.embed, online.last if online else None, untrained.last, seconds)
 
 
-def _online(model: HJEPA) -> Embed | None:
-    """The context encoder's embedding, where another one stands for the model."""
-    return None if model.slow_encoder is None else partial(model.embed, online=True)
+class _Frozen:
+    """An encoder of the model as the probes ask it, in the arithmetic that it is trained in."""
+
+    def __init__(self, model: HJEPA, config: Config, online: bool = False) -> None:
+        self.model, self.online = model.eval(), online
+        device = next(model.parameters()).device.type
+        self.arithmetic = partial(torch.autocast, device, torch.bfloat16, enabled=config.training.use_amp)
+
+    def embed(self, images: Tensor) -> dict[str, Tensor]:
+        """Every feature, see `HJEPA.embed`."""
+        with self.arithmetic():
+            return self.model.embed(images, self.online)
+
+    def last(self, images: Tensor) -> dict[str, Tensor]:
+        """The one that stands for the encoder: the mean of its final tokens."""
+        return {"last": self.patches(images).mean(dim=1)}
+
+    def patches(self, images: Tensor) -> Tensor:
+        """The final tokens, see `HJEPA.patches`."""
+        with self.arithmetic():
+            return self.model.patches(images, self.online).float()
+
+
+def _encoders(model: HJEPA, config: Config) -> tuple[_Frozen, _Frozen | None]:
+    """The encoder that stands for the model and, where that is a slow average, the one that is trained."""
+    return _Frozen(model, config), None if model.slow_encoder is None else _Frozen(model, config, online=True)
 
 
 def _untrained(model: HJEPA, config: Config) -> HJEPA:
@@ -84,7 +107,9 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:
     if before != now:
         differing = ", ".join(f"model.{key}" for key in sorted(before | now) if before.get(key) != now.get(key))
         raise ConfigError(f"{path / 'config.yaml'}: {differing}: not what the checkpoint was trained with; put it back")
-    device = torch.device(choose(config.device).name)
+    kind = choose(config.device)
+    precision(kind, config.training.use_amp)  # or a line that says why not
+    device = torch.device(kind.name)
     model = create_hjepa_from_config(config)
     model.load_state_dict(saved.weights)
     evaluator = build_evaluator(config, device)

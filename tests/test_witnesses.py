@@ -378,9 +378,15 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or real(*a, **k))
-    for name, count in (("false", 0), ("true", 7)):
+    for name, count in (("false", 0), ("true", 7), ("auto", 7)):
         calls.clear()
         output_of(f"model.use_flash_attention={name}")
+        assert len(calls) == count
+    # bfloat16 on a CPU is what auto has its own opinion of.
+    for name, count in (("false", 0), ("true", 7), ("auto", 0)):
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            output_of(f"model.use_flash_attention={name}")
         assert len(calls) == count
 
 
@@ -1338,6 +1344,12 @@ def _() -> None:
             losses = step_of(run).losses
         assert [call.dtype for call in calls] == [dtype, dtype]
         assert losses.total.dtype == torch.float32
+        evaluator = build_evaluator(run.config, CPU)
+        assert isinstance(evaluator, Evaluator)
+        with calls_of([linear[0]]) as calls:
+            figures = probe(evaluator, run.model, run.config)
+        assert {call.dtype for call in calls} == {dtype}
+        assert all(0 <= value <= 100 for value in figures.values())
         assert all(p.dtype == torch.float32 for p in run.model.parameters())
 
 

@@ -19,6 +19,7 @@ from hjepa.config.types import (
     Rate,
     Scale,
     Section,
+    Switch,
     Unit,
     Weight,
     Width,
@@ -95,9 +96,9 @@ class Model(Section):
     drop_path_rate: Rate = Field(
         0.0, description="stochastic depth of the context encoder, growing linearly to this rate"
     )
-    use_flash_attention: Bool = Field(
-        True,
-        description="fused attention; off computes the explicit product, faster in bfloat16 (use_amp) on a CPU",
+    use_flash_attention: Switch = Field(
+        "auto",
+        description="fused attention; off computes the explicit product; auto does so for bfloat16 (use_amp) on a CPU",
     )
     use_layerscale: Bool = Field(False, description="learned per-channel scale on every residual branch")
     layerscale_init: Scale = Field(1e-5, description="initial value of that scale")

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hjepa.config.geometry import EncoderShape, encoder_shape
 from hjepa.config.model import Model
+from hjepa.config.types import Switch
 from hjepa.errors import ConfigError
 from hjepa.grid import Grid
 
@@ -43,19 +44,40 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
+class Attention:
+    """Which of timm's two ways a transformer computes attention: the fused kernel or the explicit product."""
+
+    def __init__(self, module: nn.Module, use_fused: Switch) -> None:
+        """Take charge of all attention layers in `module`."""
+        self.layers: list[Any] = [layer for layer in module.modules() if hasattr(layer, "fused_attn")]
+        self.use_fused = use_fused
+        self._set(use_fused is not False)
+
+    def choose(self, device: torch.device) -> None:
+        """Under `auto`, what is faster on this device in the arithmetic of the moment.
+
+        Torch's fused kernel for CPUs is 1.7 to 6.8 times slower than the explicit product in bfloat16, forward and
+        backward, and a little faster in float32 (`docs/performance.md`).
+        """
+        if self.use_fused == "auto":
+            self._set(not (device.type == "cpu" and torch.is_autocast_enabled("cpu")))
+
+    def _set(self, fused: bool) -> None:
+        for layer in self.layers:
+            layer.fused_attn = fused
+
+
 class Backbone(nn.Module, ABC):
     """A timm transformer without class token, and how its patches and positions are embedded."""
 
     vit: Any  # timm publishes no types
 
-    def __init__(self, vit: nn.Module, use_flash_attention: bool) -> None:
+    def __init__(self, vit: nn.Module, use_flash_attention: Switch) -> None:
         super().__init__()
         self.vit = vit
         self.checkpointing = False
+        self.attention = Attention(vit, use_flash_attention)
         vit.patch_embed.strict_img_size = False  # type: ignore[union-attr]  # local crops are smaller
-        for module in vit.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = use_flash_attention  # type: ignore[assignment]
 
     @property
     def grid(self) -> Grid:
@@ -108,6 +130,7 @@ class Backbone(nn.Module, ABC):
             keep: `[B, K]` int64 patch numbers, or None for the whole grid.
             taps: blocks (1 = first) whose outputs are wanted.
         """
+        self.attention.choose(images.device)
         tokens, places = self.embed(images, keep)
         outputs = []
         for index in range(self.depth):
@@ -290,7 +313,7 @@ def create_encoder(
     drop_path_rate: float = 0.0,
     use_rope: bool = False,
     rope_theta: float = 10000.0,
-    use_flash_attention: bool = True,
+    use_flash_attention: Switch = "auto",
     use_layerscale: bool = False,
     layerscale_init: float = 1e-5,
 ) -> tuple[ContextEncoder, TargetEncoder]:
@@ -303,7 +326,7 @@ def create_encoder(
         drop_path_rate: stochastic depth of the context encoder.
         use_rope: rotary positions.
         rope_theta: base of the rotary frequencies.
-        use_flash_attention: fused attention, or the explicit product.
+        use_flash_attention: fused attention, the explicit product, or what is faster.
         use_layerscale: learned per-channel scale on every residual branch.
         layerscale_init: its initial value.
 

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from hjepa.config.model import Model
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import Masks
+from hjepa.model.encoder import Attention
 from hjepa.model.pyramid import TopDown, spread_taps, taps_of_level
 
 
@@ -37,9 +38,8 @@ class Predictor(nn.Module):
         num_heads = config.predictor.num_heads or _heads(dim, shape.embed_dim // shape.num_heads)
         self.blocks = nn.ModuleList()
         for _ in range(config.predictor.depth):
-            block = Block(dim, num_heads, mlp_ratio=config.predictor.mlp_ratio, qkv_bias=True)
-            block.attn.fused_attn = config.use_flash_attention
-            self.blocks.append(block)
+            self.blocks.append(Block(dim, num_heads, mlp_ratio=config.predictor.mlp_ratio, qkv_bias=True))
+        self.attention = Attention(self.blocks, config.use_flash_attention)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fpn = TopDown(config.fpn, dim, self.num_levels) if config.fpn.use_fpn else None
         head_dim = self.fpn.out_dim if self.fpn else dim
@@ -58,6 +58,7 @@ class Predictor(nn.Module):
         Returns:
             for each level `[B, M, h_l, w_l, T_l, D]`.
         """
+        self.attention.choose(context.device)
         batch, num_context, _ = context.shape
         num_masks, h, w = masks.targets.shape[1:]
         tokens = [self.embed(context) + self.positions[masks.context]]

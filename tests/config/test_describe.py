@@ -40,7 +40,7 @@ def test_the_page_has_every_setting_once() -> None:
         ("data.batch_size", "integer >= 1, or auto", "64"),
         ("data.datasets[].name", "shapes, cifar10, cifar100, stl10, imagenet, imagefolder, folder", "(required)"),
         ("masking.mask_scale", "[low, high] within (0, 1]", "[0.15, 0.2]"),
-        ("model.use_flash_attention", "true or false", "true"),
+        ("model.use_flash_attention", "true, false or auto", "auto"),
         ("loss.hierarchy_weights", "list of (number >= 0) or null", "-"),
         ("logging.wandb.tags", "list of (text)", "[]"),
     ],
