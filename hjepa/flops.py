@@ -103,7 +103,12 @@ def _predictor(config: Config, num_context: int, height: int, width: int) -> flo
     sizes = [cells(height, width, level) for level in range(model.num_hierarchies)]
     queries = [config.masking.num_masks * rows * columns for rows, columns in sizes]
     flops = 2.0 * num_context * wide * dim
-    flops += settings.depth * _block(num_context + sum(queries), dim, settings.mlp_ratio)
+    if settings.attention == "cross":
+        asked = sum(queries)
+        own = asked * (4 + 4 * settings.mlp_ratio) * dim**2  # query, output, MLP
+        flops += settings.depth * (own + 4.0 * num_context * dim**2 + 4.0 * asked * num_context * dim)
+    else:
+        flops += settings.depth * _block(num_context + sum(queries), dim, settings.mlp_ratio)
     out = dim
     if model.fpn.use_fpn:
         out = model.fpn.feature_dim or dim

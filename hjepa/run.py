@@ -16,6 +16,7 @@ from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config
 from hjepa.config.checks import process_checks
 from hjepa.config.switches import idle_settings
+from hjepa.config.walk import completed
 from hjepa.console import Console
 from hjepa.data.loader import Batches
 from hjepa.data.sources import TITLES, cache, open_training
@@ -209,7 +210,9 @@ def build(
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if kind.is_verified:
         verify_gradient(config, model, fabric.device)
-    changed = checkpoint.changes(saved.config, config.model_dump(mode="json"), accept) if saved is not None else []
+    changed = (
+        checkpoint.changes(completed(saved.config), config.model_dump(mode="json"), accept) if saved is not None else []
+    )
     seed, grid = config.experiment.seed, grid_of(config)
 
     console.say("Loading datasets...")

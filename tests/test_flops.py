@@ -25,6 +25,7 @@ SIZE = 8
             "model.fpn.feature_dim=24",
         ),
         ("model.num_hierarchies=2", "model.fpn.use_fpn=true", "model.fpn.fusion_method=add"),
+        ("model.predictor.attention=cross", "model.num_hierarchies=2", "model.predictor.depth=2"),
         ("loss.type=sigreg", "loss.predict_every=4", "data.num_views=2"),
         ("loss.type=sigreg", "data.num_views=1"),
         ("loss.type=combined", "data.num_views=3"),

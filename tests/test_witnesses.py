@@ -566,6 +566,26 @@ def _() -> None:
     assert found == [64, 24]
 
 
+@witness("model.predictor.attention")
+def _() -> None:
+    images, masks, _ = inputs_of()
+    fewer = masks._replace(targets=masks.targets[:, :2])
+    for attention, knows in (("self", True), ("cross", False)):
+        outputs = {}
+        for fused in ("true", "false"):
+            model = model_of(f"model.predictor.attention={attention}", f"model.use_flash_attention={fused}").eval()
+            for parameter in model.predictor.parameters():  # type: ignore[union-attr]
+                nn.init.normal_(parameter, std=0.3)  # as it starts, attention hardly matters
+            context = model.context_encoder(images.flatten(0, 1), keep=masks.context).tokens
+            outputs[fused] = model.predictor(context, masks)[0]  # type: ignore[misc]
+            alone = model.predictor(context, fewer)[0]  # type: ignore[misc]
+            # Whether the prediction of a block depends on which others are asked for.
+            assert bool((alone - outputs[fused][:, :2]).abs().max() > 1e-5) == knows
+            other = model.predictor(context + torch.randn_like(context), masks)[0]  # type: ignore[misc]
+            assert (other - outputs[fused]).abs().max() > 1e-4
+        torch.testing.assert_close(outputs["true"], outputs["false"], rtol=1e-3, atol=1e-3)
+
+
 def linears(*overrides: str) -> list[tuple[int, int]]:
     """Widths of the projector's linear maps."""
     layers = model_of("loss.type=sigreg", *overrides).projector

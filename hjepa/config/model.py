@@ -52,6 +52,10 @@ class Predictor(Section):
     mlp_ratio: Annotated[float, Field(gt=0, le=64), AsFloat] = Field(
         4.0, description="hidden width of the MLP as a multiple of the width"
     )
+    attention: Literal["self", "cross"] = Field(
+        "self",
+        description="self: context and queries attend to each other; cross: queries attend to the context alone",
+    )
 
 
 class EMA(Section):

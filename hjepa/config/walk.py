@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from hjepa.config.schema import Config
 
@@ -67,6 +67,18 @@ def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(inner, f"{key}[{index}]")
     else:
         yield key, value
+
+
+def completed(config: dict[str, Any], model: type[BaseModel] = Config) -> dict[str, Any]:
+    """A resolved config of an earlier release, with today's defaults for settings that it does not know."""
+    whole = dict(config)
+    for name, field in model.model_fields.items():
+        inner, mark = section_of(field.annotation)
+        if inner is not None and not mark:
+            whole[name] = completed(config.get(name, {}), inner)
+        elif name not in whole and not field.is_required():
+            whole[name] = to_jsonable_python(field.get_default(call_default_factory=True))
+    return whole
 
 
 def general(key: str) -> str:

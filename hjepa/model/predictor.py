@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,8 +16,36 @@ from hjepa.model.encoder import Attention
 from hjepa.model.pyramid import TopDown, spread_taps, taps_of_level
 
 
+class CrossBlock(nn.Module):
+    """A transformer block in which queries attend to a context that stays as it is."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.fused_attn = True
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.query = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Queries `[B, Nq, dim]`, keys and values `[B, heads, Nc, dim / heads]` -> `[B, Nq, dim]`."""
+        query = self.query(self.norm1(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        if self.fused_attn:
+            found = F.scaled_dot_product_attention(query, keys, values)
+        else:
+            found = (query * query.shape[-1] ** -0.5 @ keys.transpose(-2, -1)).softmax(dim=-1) @ values
+        x = x + self.proj(found.transpose(1, 2).flatten(2))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
+
+
 class Predictor(nn.Module):
     """A narrow transformer; context tokens and the queries of all blocks and levels go through it in one pass.
+
+    With `attention: cross` the context stays outside: the blocks' keys and values of it are one matrix product, and
+    queries know nothing of each other.
 
     A query is a learned vector per level (which says the scale) plus the sine embedding of the cell's centre.
     """
@@ -38,7 +68,15 @@ class Predictor(nn.Module):
         num_heads = config.predictor.num_heads or _heads(dim, shape.embed_dim // shape.num_heads)
         self.blocks = nn.ModuleList()
         for _ in range(config.predictor.depth):
-            self.blocks.append(Block(dim, num_heads, mlp_ratio=config.predictor.mlp_ratio, qkv_bias=True))
+            if config.predictor.attention == "cross":
+                self.blocks.append(CrossBlock(dim, num_heads, config.predictor.mlp_ratio))
+            else:
+                self.blocks.append(Block(dim, num_heads, mlp_ratio=config.predictor.mlp_ratio, qkv_bias=True))
+        self.num_heads = num_heads
+        self.context_norm = self.context_keys = None
+        if config.predictor.attention == "cross":
+            self.context_norm = nn.LayerNorm(dim, eps=1e-6)
+            self.context_keys = nn.Linear(dim, config.predictor.depth * 2 * dim)
         self.attention = Attention(self.blocks, config.use_flash_attention)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.fpn = TopDown(config.fpn, dim, self.num_levels) if config.fpn.use_fpn else None
@@ -59,9 +97,10 @@ class Predictor(nn.Module):
             for each level `[B, M, h_l, w_l, T_l, D]`.
         """
         self.attention.choose(context.device)
-        batch, num_context, _ = context.shape
+        batch = len(context)
         num_masks, h, w = masks.targets.shape[1:]
-        tokens = [self.embed(context) + self.positions[masks.context]]
+        seen = self.embed(context) + self.positions[masks.context]
+        tokens = []
         places = self.grid.coordinates(masks.targets)
         for level in range(self.num_levels):
             if level == 0:
@@ -69,13 +108,7 @@ class Predictor(nn.Module):
             else:
                 centres = sine_positions(pool(places, level), self.dim)
             tokens.append(self.queries[level] + centres.flatten(1, 3))
-        x = torch.cat(tokens, dim=1)
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        x = self.norm(x[:, num_context:])
+        x = self.norm(self._transform(seen, torch.cat(tokens, dim=1)))
 
         sizes = [cells(h, w, level) for level in range(self.num_levels)]
         parts = x.split([num_masks * rows * columns for rows, columns in sizes], dim=1)
@@ -86,6 +119,25 @@ class Predictor(nn.Module):
             head(m).reshape(batch, num_masks, *size, -1, self.target_dim)
             for head, m, size in zip(self.heads, maps, sizes, strict=True)
         ]
+
+    def _transform(self, seen: Tensor, queries: Tensor) -> Tensor:
+        """What the blocks make of the queries `[B, Nq, dim]`, given the context `[B, Nc, dim]`."""
+        if self.context_norm is None or self.context_keys is None:
+            x = torch.cat((seen, queries), dim=1)
+            for block in self.blocks:
+                x = self._block(block, x)
+            return x[:, seen.shape[1] :]
+        keys = self.context_keys(self.context_norm(seen))
+        pairs = keys.unflatten(-1, (len(self.blocks), 2, self.num_heads, -1)).permute(2, 3, 0, 4, 1, 5)
+        x = queries
+        for block, (key, value) in zip(self.blocks, pairs, strict=True):
+            x = self._block(block, x, key, value)
+        return x
+
+    def _block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        recomputes = self.checkpointing and torch.is_grad_enabled()
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
+        return out
 
 
 def _heads(dim: int, head_width: int) -> int:

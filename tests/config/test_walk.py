@@ -1,6 +1,9 @@
+from copy import deepcopy
+
+from hjepa.config import load_config
 from hjepa.config.schema import Config
 from hjepa.config.sections import Training
-from hjepa.config.walk import flat, general, leaves
+from hjepa.config.walk import completed, flat, general, leaves
 
 
 def test_every_field_of_every_section_is_a_leaf_once() -> None:
@@ -29,3 +32,15 @@ def test_a_config_is_flattened_to_the_leaves_of_the_schema() -> None:
     two = {"data": {"datasets": [{"name": "a"}, {"name": "b"}]}}
     assert dict(flat(two)) == {"data.datasets[0].name": "a", "data.datasets[1].name": "b"}
     assert general("data.datasets[12].name") == "data.datasets[].name"
+
+
+def test_a_config_of_an_earlier_release_gets_the_defaults_of_what_is_new() -> None:
+    whole = load_config(None, ["model.predictor.depth=2", "data=./photos"]).model_dump(mode="json")
+    earlier = deepcopy(whole)
+    del (
+        earlier["model"]["predictor"]["attention"],
+        earlier["model"]["ema"],
+        earlier["data"]["augmentation"]["hue_jitter"],
+    )
+    assert completed(earlier) == whole
+    assert earlier != whole
