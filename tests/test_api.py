@@ -1,0 +1,228 @@
+"""The encoder in the user's own program: `hjepa.load`, what it takes and what it gives."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hjepa
+from hjepa import checkpoint
+from hjepa.data.files import FolderSource
+from hjepa.errors import ConfigError, DataError, StorageError
+
+PHOTOS = (("a.jpg", (70, 50)), ("b.png", (40, 90)), ("deep/c.webp", (64, 64)), ("deep/d.bmp", (33, 47)))
+
+
+def make_photos(folder: Path) -> list[Path]:
+    """Images of four formats and sizes: smooth, so that a JPEG loses little."""
+    paths = []
+    for number, (name, size) in enumerate(PHOTOS):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps with a slow average that is not the context encoder; checkpoints of steps 2 and 3."""
+    from conftest import SMALL
+
+    path = tmp_path_factory.mktemp("runs") / "x"
+    settings = ("training.max_steps=3", "evaluation.eval_frequency=0", "training.lr=0.01")
+    checkpoints = ("checkpoint.save_frequency_steps=2", f"experiment.output_dir={path}")
+    results = hjepa.train(hjepa.load_config(None, (*SMALL, *settings, *checkpoints)))
+    assert results == {}
+    return path
+
+
+def test_tokens_their_mean_and_the_levels(run: Path) -> None:
+    encoder = hjepa.load(run)
+    assert (encoder.embed_dim, encoder.grid.height, encoder.grid.width, encoder.image_size) == (32, 8, 8, 64)
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    features = encoder(torch.randn(5, 3, 64, 64))
+    assert features.tokens.shape == (5, 64, 32)
+    assert torch.equal(features.pooled, features.tokens.mean(1))
+    assert [tuple(level.shape) for level in features.levels] == [(5, 8, 8, 96), (5, 4, 4, 64)]
+
+
+def test_it_is_what_the_probes_of_the_run_look_at(run: Path) -> None:
+    saved = checkpoint.load(run / "checkpoints" / "step-00000003")
+    model = hjepa.create_hjepa_from_config(run / "config.yaml")
+    model.load_state_dict(saved.weights)
+    model.eval()
+    images = torch.randn(2, 3, 64, 64)
+    for online in (False, True):
+        of_run, of_api = model.embed(images, online), hjepa.load(run, online=online)(images)
+        torch.testing.assert_close(of_api.pooled, of_run["last"], rtol=0, atol=0)
+        for level, features in enumerate(of_api.levels):
+            torch.testing.assert_close(features.mean((1, 2)), of_run[f"level{level}"], rtol=0, atol=1e-6)
+    slow, fast = hjepa.load(run)(images).pooled, hjepa.load(run, online=True)(images).pooled
+    assert not torch.allclose(slow, fast, atol=1e-4)
+
+
+def test_files_pil_images_and_pixels_are_prepared_as_the_run_prepares_them(run: Path, tmp_path: Path) -> None:
+    paths = make_photos(tmp_path)
+    encoder = hjepa.load(run)
+    source = FolderSource(tmp_path, encoder.preprocess.side)
+    read = source.read(np.arange(4))
+    squares = encoder.preprocess.squares(torch.from_numpy(read.images), read.true_sizes)
+    of_paths = encoder(paths)
+    torch.testing.assert_close(of_paths.pooled, encoder(squares).pooled, rtol=0, atol=1e-6)
+    opened = [Image.open(path) for path in paths]
+    sizes = [image.size for image in opened]
+    torch.testing.assert_close(encoder(opened).pooled, of_paths.pooled, rtol=0, atol=0.02)
+    assert [image.size for image in opened] == sizes
+    torch.testing.assert_close(encoder(str(paths[1])).pooled, of_paths.pooled[1:2], rtol=0, atol=1e-6)
+
+    # A centred square of the right size is left as it is: normalised, and nothing else.
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.preprocess.mean, encoder.preprocess.std))
+    by_hand = (pixels[..., 16:80] / 255 - mean) / std
+    torch.testing.assert_close(encoder.preprocess(pixels), by_hand, rtol=0, atol=1e-5)
+    torch.testing.assert_close(encoder(pixels).pooled, encoder(by_hand).pooled, rtol=0, atol=1e-5)
+
+
+def test_an_image_that_lies_on_its_side_is_turned_upright(run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    upright = Image.fromarray(pixels).resize((60, 40), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to see it
+    upright.rotate(90, expand=True).save(tmp_path / "side.png", exif=exif)
+    encoder = hjepa.load(run)
+    expected = encoder(upright).pooled
+    on_its_side = (encoder(upright.rotate(90, expand=True)).pooled - expected).abs().max()
+    for image in (tmp_path / "side.png", Image.open(tmp_path / "side.png")):
+        assert (encoder(image).pooled - expected).abs().max() < on_its_side / 5  # it is squeezed before it is turned
+
+
+def test_what_is_no_image_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    encoder = hjepa.load(run)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    for wrong, words in (
+        (torch.zeros(2, 3, 16, 16), r"normalised ones are \[B, 3, 64, 64\], got float32 \[2, 3, 16, 16\]"),
+        (torch.zeros(3, 32, 32), r"normalised ones are .* got float32 \[3, 32, 32\]"),
+        (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), r"expected a uint8 tensor \[B, 3, H, W\], got uint8 \[2, 32"),
+        (torch.zeros(2, 3, 32, 32, dtype=torch.int64), r"got int64"),
+        ([], "none were given"),
+        ([3.5], "number 0 is a float"),
+        ([tmp_path / "broken.jpg"], "broken.jpg: empty, or not one of JPEG"),
+        (str(tmp_path / "absent.jpg"), "absent.jpg: No such file"),
+    ):
+        with pytest.raises(DataError, match=words) as refused:
+            encoder(wrong)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_goes_where_it_is_carried(run: Path, tmp_path: Path) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    step = run / "checkpoints" / "step-00000002"
+    wanted = hjepa.load(step)
+    assert wanted.origin.step == 2
+    moved = tmp_path / "my encoder"
+    moved.mkdir()
+    for name in (checkpoint.WEIGHTS, checkpoint.MANIFEST):  # the trainer's state is not needed
+        shutil.copy(step / name, moved)
+    carried = hjepa.load(moved)
+    assert carried.origin.sha256 == wanted.origin.sha256
+    assert torch.equal(carried(images).pooled, wanted(images).pooled)
+    with pytest.raises(StorageError):
+        checkpoint.load(moved)  # a run does not go on from there
+
+
+def test_damage_is_told_and_the_one_before_is_taken(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    newest = copy / "checkpoints" / "step-00000003"
+    weights = (newest / checkpoint.WEIGHTS).read_bytes()
+    (newest / checkpoint.WEIGHTS).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    with pytest.warns(UserWarning, match="does not match its checksum; trying the one before"):
+        assert hjepa.load(copy).origin.step == 2
+    with pytest.raises(StorageError, match="does not match its checksum"):
+        hjepa.load(newest)
+    manifest = copy / "checkpoints" / "step-00000002" / checkpoint.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 1'))
+    with pytest.raises(StorageError, match="no intact checkpoint"):
+        hjepa.load(copy)
+    for nothing, words in ((tmp_path / "absent", "no such folder"), (tmp_path, "no checkpoint here")):
+        with pytest.raises(ConfigError, match=words):
+            hjepa.load(nothing)
+
+
+def test_nobody_elses_random_numbers_are_used(run: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    hjepa.load(run)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"level": 1}, {"online": True, "batch_size": 3}])
+def test_the_embedder_stands_in_a_pipeline(run: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    from sklearn.base import clone
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    paths = [str(path) for path in make_photos(tmp_path)]
+    embedder = hjepa.HJEPAEmbedder(run, device="cpu", **options)  # type: ignore[arg-type]
+    assert clone(embedder).get_params() == embedder.get_params()
+    with pytest.raises(ConfigError, match="call fit before transform"):
+        embedder.transform(paths)
+    rows = embedder.fit(paths).transform(paths)
+    assert rows.shape == (4, 64 if "level" in options else 32)
+    assert rows.dtype == np.float32
+    assert len(embedder.get_feature_names_out()) == rows.shape[1]
+    np.testing.assert_allclose(embedder.fit_transform(np.array(paths)), rows, atol=1e-6)
+    pipeline = make_pipeline(embedder, StandardScaler(), LogisticRegression())
+    assert pipeline.fit(paths, [0, 1, 0, 1]).score(paths, [0, 1, 0, 1]) == 1.0
+    search = GridSearchCV(pipeline, {"hjepaembedder__level": [None, 0]}, cv=2)
+    assert search.fit(paths, [0, 1, 0, 1]).best_params_.keys() == {"hjepaembedder__level"}
+
+
+def test_the_embedder_refuses_what_it_cannot_do(run: Path) -> None:
+    for options, words in (
+        ({"level": 2}, "has the levels 0 to 1"),
+        ({"batch_size": 0}, "must be at least 1"),
+        ({"run": "absent"}, "no such folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            hjepa.HJEPAEmbedder(**{"run": run, **options}).fit()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no parameter 'depth'"):
+        hjepa.HJEPAEmbedder().set_params(depth=3)
+
+
+def test_train_and_evaluate_by_name(tmp_path: Path, small: tuple[str, ...]) -> None:
+    sections = hjepa.load_config(None, small).model_dump(mode="json")
+    sections["experiment"]["output_dir"] = str(tmp_path / "run")
+    sections["training"]["max_steps"] = 1
+    trained = hjepa.train(sections)
+    again = hjepa.evaluate(tmp_path / "run")
+    assert again["eval/knn"] == trained["eval/knn"]
+    with pytest.raises(ConfigError, match="config: trainin: unknown key; did you mean training"):
+        hjepa.train({"trainin": {}})
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such file"):
+        hjepa.train(tmp_path / "absent.yaml")
+
+
+def test_the_names_are_there_whatever_was_imported_first() -> None:
+    """`hjepa.train` is a module, too; and `import hjepa` loads neither torch nor scikit-learn."""
+    programs = (
+        "import sys, hjepa; assert not {'torch', 'sklearn', 'timm', 'numpy'} & set(sys.modules)",
+        "from hjepa.train import fit; import hjepa; assert callable(hjepa.train) and hjepa.train.fit is fit; "
+        "assert callable(hjepa.evaluate); hjepa.HJEPAEmbedder, hjepa.load; "
+        "import sys; assert 'sklearn' not in sys.modules",
+    )
+    for program in programs:
+        done = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False, capture_output=True)
+        assert done.returncode == 0, done.stderr
