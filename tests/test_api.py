@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photos import make_photos
 from PIL import Image
 
 import hjepa
@@ -16,36 +17,9 @@ from hjepa import checkpoint
 from hjepa.data.files import FolderSource
 from hjepa.errors import ConfigError, DataError, StorageError
 
-PHOTOS = (("a.jpg", (70, 50)), ("b.png", (40, 90)), ("deep/c.webp", (64, 64)), ("deep/d.bmp", (33, 47)))
 
-
-def make_photos(folder: Path) -> list[Path]:
-    """Images of four formats and sizes: smooth, so that a JPEG loses little."""
-    paths = []
-    for number, (name, size) in enumerate(PHOTOS):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 255, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(path)
-        paths.append(path)
-    return paths
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of three steps with a slow average that is not the context encoder; checkpoints of steps 2 and 3."""
-    from conftest import SMALL
-
-    path = tmp_path_factory.mktemp("runs") / "x"
-    settings = ("training.max_steps=3", "evaluation.eval_frequency=0", "training.lr=0.01")
-    checkpoints = ("checkpoint.save_frequency_steps=2", f"experiment.output_dir={path}")
-    results = hjepa.train(hjepa.load_config(None, (*SMALL, *settings, *checkpoints)))
-    assert results == {}
-    return path
-
-
-def test_tokens_their_mean_and_the_levels(run: Path) -> None:
-    encoder = hjepa.load(run)
+def test_tokens_their_mean_and_the_levels(finished: Path) -> None:
+    encoder = hjepa.load(finished)
     assert (encoder.embed_dim, encoder.grid.height, encoder.grid.width, encoder.image_size) == (32, 8, 8, 64)
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
@@ -55,24 +29,24 @@ def test_tokens_their_mean_and_the_levels(run: Path) -> None:
     assert [tuple(level.shape) for level in features.levels] == [(5, 8, 8, 96), (5, 4, 4, 64)]
 
 
-def test_it_is_what_the_probes_of_the_run_look_at(run: Path) -> None:
-    saved = checkpoint.load(run / "checkpoints" / "step-00000003")
-    model = hjepa.create_hjepa_from_config(run / "config.yaml")
+def test_it_is_what_the_probes_of_the_run_look_at(finished: Path) -> None:
+    saved = checkpoint.load(finished / "checkpoints" / "step-00000003")
+    model = hjepa.create_hjepa_from_config(finished / "config.yaml")
     model.load_state_dict(saved.weights)
     model.eval()
     images = torch.randn(2, 3, 64, 64)
     for online in (False, True):
-        of_run, of_api = model.embed(images, online), hjepa.load(run, online=online)(images)
+        of_run, of_api = model.embed(images, online), hjepa.load(finished, online=online)(images)
         torch.testing.assert_close(of_api.pooled, of_run["last"], rtol=0, atol=0)
         for level, features in enumerate(of_api.levels):
             torch.testing.assert_close(features.mean((1, 2)), of_run[f"level{level}"], rtol=0, atol=1e-6)
-    slow, fast = hjepa.load(run)(images).pooled, hjepa.load(run, online=True)(images).pooled
+    slow, fast = hjepa.load(finished)(images).pooled, hjepa.load(finished, online=True)(images).pooled
     assert not torch.allclose(slow, fast, atol=1e-4)
 
 
-def test_files_pil_images_and_pixels_are_prepared_as_the_run_prepares_them(run: Path, tmp_path: Path) -> None:
+def test_files_pil_images_and_pixels_are_prepared_as_the_run_prepares_them(finished: Path, tmp_path: Path) -> None:
     paths = make_photos(tmp_path)
-    encoder = hjepa.load(run)
+    encoder = hjepa.load(finished)
     source = FolderSource(tmp_path, encoder.preprocess.side)
     read = source.read(np.arange(4))
     squares = encoder.preprocess.squares(torch.from_numpy(read.images), read.true_sizes)
@@ -92,21 +66,21 @@ def test_files_pil_images_and_pixels_are_prepared_as_the_run_prepares_them(run: 
     torch.testing.assert_close(encoder(pixels).pooled, encoder(by_hand).pooled, rtol=0, atol=1e-5)
 
 
-def test_an_image_that_lies_on_its_side_is_turned_upright(run: Path, tmp_path: Path) -> None:
+def test_an_image_that_lies_on_its_side_is_turned_upright(finished: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)
     upright = Image.fromarray(pixels).resize((60, 40), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it
     upright.rotate(90, expand=True).save(tmp_path / "side.png", exif=exif)
-    encoder = hjepa.load(run)
+    encoder = hjepa.load(finished)
     expected = encoder(upright).pooled
     on_its_side = (encoder(upright.rotate(90, expand=True)).pooled - expected).abs().max()
     for image in (tmp_path / "side.png", Image.open(tmp_path / "side.png")):
         assert (encoder(image).pooled - expected).abs().max() < on_its_side / 5  # it is squeezed before it is turned
 
 
-def test_what_is_no_image_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
-    encoder = hjepa.load(run)
+def test_what_is_no_image_is_refused_in_one_line(finished: Path, tmp_path: Path) -> None:
+    encoder = hjepa.load(finished)
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     for wrong, words in (
         (torch.zeros(2, 3, 16, 16), r"normalised ones are \[B, 3, 64, 64\], got float32 \[2, 3, 16, 16\]"),
@@ -123,9 +97,9 @@ def test_what_is_no_image_is_refused_in_one_line(run: Path, tmp_path: Path) -> N
         assert "\n" not in str(refused.value)
 
 
-def test_a_checkpoint_goes_where_it_is_carried(run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_where_it_is_carried(finished: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
-    step = run / "checkpoints" / "step-00000002"
+    step = finished / "checkpoints" / "step-00000002"
     wanted = hjepa.load(step)
     assert wanted.origin.step == 2
     moved = tmp_path / "my encoder"
@@ -139,9 +113,9 @@ def test_a_checkpoint_goes_where_it_is_carried(run: Path, tmp_path: Path) -> Non
         checkpoint.load(moved)  # a run does not go on from there
 
 
-def test_damage_is_told_and_the_one_before_is_taken(run: Path, tmp_path: Path) -> None:
+def test_damage_is_told_and_the_one_before_is_taken(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+    shutil.copytree(finished, copy)
     newest = copy / "checkpoints" / "step-00000003"
     weights = (newest / checkpoint.WEIGHTS).read_bytes()
     (newest / checkpoint.WEIGHTS).write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
@@ -158,16 +132,16 @@ def test_damage_is_told_and_the_one_before_is_taken(run: Path, tmp_path: Path) -
             hjepa.load(nothing)
 
 
-def test_nobody_elses_random_numbers_are_used(run: Path) -> None:
+def test_nobody_elses_random_numbers_are_used(finished: Path) -> None:
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
-    hjepa.load(run)
+    hjepa.load(finished)
     assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"level": 1}, {"online": True, "batch_size": 3}])
-def test_the_embedder_stands_in_a_pipeline(run: Path, tmp_path: Path, options: dict[str, object]) -> None:
+def test_the_embedder_stands_in_a_pipeline(finished: Path, tmp_path: Path, options: dict[str, object]) -> None:
     from sklearn.base import clone
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -175,7 +149,7 @@ def test_the_embedder_stands_in_a_pipeline(run: Path, tmp_path: Path, options: d
     from sklearn.preprocessing import StandardScaler
 
     paths = [str(path) for path in make_photos(tmp_path)]
-    embedder = hjepa.HJEPAEmbedder(run, device="cpu", **options)  # type: ignore[arg-type]
+    embedder = hjepa.HJEPAEmbedder(finished, device="cpu", **options)  # type: ignore[arg-type]
     assert clone(embedder).get_params() == embedder.get_params()
     with pytest.raises(ConfigError, match="call fit before transform"):
         embedder.transform(paths)
@@ -190,14 +164,14 @@ def test_the_embedder_stands_in_a_pipeline(run: Path, tmp_path: Path, options: d
     assert search.fit(paths, [0, 1, 0, 1]).best_params_.keys() == {"hjepaembedder__level"}
 
 
-def test_the_embedder_refuses_what_it_cannot_do(run: Path) -> None:
+def test_the_embedder_refuses_what_it_cannot_do(finished: Path) -> None:
     for options, words in (
         ({"level": 2}, "has the levels 0 to 1"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"run": "absent"}, "no such folder"),
     ):
         with pytest.raises(ConfigError, match=words):
-            hjepa.HJEPAEmbedder(**{"run": run, **options}).fit()  # type: ignore[arg-type]
+            hjepa.HJEPAEmbedder(**{"run": finished, **options}).fit()  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no parameter 'depth'"):
         hjepa.HJEPAEmbedder().set_params(depth=3)
 
