@@ -180,6 +180,19 @@ def search(
     look_up(features, image, k, picture)
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
+    to: Annotated[str, typer.Option("--to", help="timm, hf, onnx, torchscript or safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; for hf a folder.")],
+    online: Annotated[bool, typer.Option("--online", help="The context encoder in place of its average.")] = False,
+) -> None:
+    """Write the encoder for another library, and print the lines that load it there."""
+    from hjepa.export import export as write_out
+
+    write_out(run, to, output, online)
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
