@@ -140,7 +140,7 @@ def evaluate(
 def embed(
     run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
     images: Annotated[
-        list[str] | None, typer.Argument(help="A folder of images; or data.*=value, the run's own data without.")
+        list[str] | None, typer.Argument(help="A folder of images; or data.datasets=[...]; the run's own data without.")
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="File to write: .parquet, .npy or .safetensors.")

@@ -39,6 +39,7 @@ from hjepa.weights import Weights, find_weights
 _PART_IMAGES = 256
 _PART_BYTES = 32 << 20
 _PLAN = "plan.json"
+_CHOICE = ("data.datasets", "data.data_path", "data.download")
 # What settles how images are read; the rest of a run's config may not fit other images.
 _SECTIONS = ("experiment", "model", "data", "masking", "loss", "training")
 
@@ -127,7 +128,7 @@ def embed(
         folder: of images, nested or not; None for the sources that `words` or the run's config name.
         output: `.parquet`, `.npy` or `.safetensors`.
         request: what is wanted of each image.
-        words: overrides of the run's section `data`, such as `data.datasets=[{name: cifar10, split: test}]`.
+        words: overrides of the run's choice of data (`_CHOICE`), such as `data.datasets=[{name: cifar10, split: test}]`.
         batch_size: images per forward pass.
         device: see `hjepa.device.choose`.
 
@@ -144,6 +145,10 @@ def embed(
     encoder = encoder_of(saved, request.online)
     request.check(encoder)
     listing = _list_folder(folder, encoder.data) if folder is not None else _list_sources(saved, words)
+    for source in listing.sources:
+        if source.left_out:
+            count, first = len(source.left_out), source.left_out[0]
+            console.warn(f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}")
     shape = list(request.of(encoder, encoder.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).shape[1:])
     origin = encoder.origin
     header = Header(
@@ -178,8 +183,9 @@ def _list_folder(folder: Path, data: Data) -> Listing:
 
 def _list_sources(saved: Weights, words: Sequence[str]) -> Listing:
     for word in words:
-        if not word.startswith(("data.", "data=")):
-            raise ConfigError(f"{word!r}: an embed changes data.* only")
+        # Nothing that says how an image is shown: that is the encoder's.
+        if not word.startswith(_CHOICE):
+            raise ConfigError(f"{word!r}: an embed is free to choose {', '.join(_CHOICE)} and no other setting")
     sections = {name: saved.config[name] for name in _SECTIONS}
     config = resolve(sections, words, f"config of {saved.path}")
     data = config.data.model_copy(update={"max_bad_fraction": 1.0})

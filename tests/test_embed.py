@@ -210,7 +210,13 @@ def test_mistakes_are_one_line(finished: Path, photos: Path, tmp_path: Path, say
         ((str(finished), "absent"), 3, "is missing; expected a folder of images"),
         (("absent", "photos"), 2, "absent: no such folder; give the folder of a run"),
         ((str(finished), "photos", "--data", "shapes"), 2, "a folder stands alone; leave out --data"),
-        ((str(finished), "model.depth=2"), 2, "an embed changes data.* only"),
+        (
+            (str(finished), "model.depth=2"),
+            2,
+            "free to choose data.datasets, data.data_path, data.download and no other",
+        ),
+        ((str(finished), "data.image_size=32"), 2, "free to choose data.datasets, data.data_path, data.download"),
+        ((str(finished), "data=photos"), 2, "free to choose data.datasets, data.data_path, data.download"),
         ((str(finished), "--data", "imagnet"), 2, "data.datasets[0].name"),
         ((str(finished), "photos", "-o", "no/where/f.npy", "--device", "tpu"), 2, "tpu was asked for"),
     ):
