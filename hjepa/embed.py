@@ -128,7 +128,8 @@ def embed(
         folder: of images, nested or not; None for the sources that `words` or the run's config name.
         output: `.parquet`, `.npy` or `.safetensors`.
         request: what is wanted of each image.
-        words: overrides of the run's choice of data (`_CHOICE`), such as `data.datasets=[{name: cifar10, split: test}]`.
+        words: overrides of the run's choice of data (`_CHOICE`), such as
+            `data.datasets=[{name: cifar10, split: test}]`.
         batch_size: images per forward pass.
         device: see `hjepa.device.choose`.
 
