@@ -157,9 +157,10 @@ def embed(
         listing.digest,
     )  # fmt: skip
     if output.exists():
-        _refuse_other(output, FeatureFile(output).header, header, "remove the file, or choose another")
+        there = _existing(output)
+        _refuse_other(output, there.header, header, "remove the file, or choose another")
         console.say(f"Nothing left to do: {output} is complete")
-        return len(FeatureFile(output).files)
+        return len(there.files)
     parts = output.with_name(f".{output.name}.parts")
     with _storing(output), _held(parts, header):
         bad = _fill(parts, listing, encoder.to(kind.name), request, header, batch_size, console)
@@ -214,6 +215,15 @@ def _refuse_other(path: Path, there: Header, wanted: Header, advice: str) -> Non
     differing = there.differences(wanted)
     if differing:
         raise ConfigError(f"{path}: made with other arguments ({differing}); repeat those, or {advice}")
+
+
+def _existing(output: Path) -> FeatureFile:
+    try:
+        return FeatureFile(output)
+    except DataError:
+        raise ConfigError(
+            f"{output}: is there already and was not made by hjepa embed; remove it, or choose another"
+        ) from None
 
 
 @contextmanager

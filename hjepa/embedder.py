@@ -15,6 +15,7 @@ from hjepa.device import choose
 from hjepa.errors import ConfigError
 from hjepa.frozen import Encoder, OneImage, load
 
+_BLANK = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
 _PARAMETERS = ("run", "online", "level", "batch_size", "device")
 
 
@@ -73,11 +74,8 @@ class HJEPAEmbedder:
             ConfigError: before `fit`.
             DataError: for images that cannot be read, by path.
         """
-        if not self.__sklearn_is_fitted__():
-            raise ConfigError("HJEPAEmbedder: call fit before transform")
         parts = [self._embed(part) for part in self._batches(X)]
-        width = self.encoder_.embed_dim
-        return np.concatenate(parts) if parts else np.empty((0, width), np.float32)
+        return np.concatenate(parts) if parts else self._embed(_BLANK)[:0]
 
     def fit_transform(self, X: Any, y: Any = None) -> NDArray[np.float32]:
         """`fit` and `transform` of the same images."""
@@ -85,9 +83,7 @@ class HJEPAEmbedder:
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of the columns that `transform` gives."""
-        with torch.no_grad():
-            blank = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
-            width = self._embed(blank).shape[1]
+        width = self._embed(_BLANK).shape[1]
         kind = "pooled" if self.level is None else f"level{self.level}"
         return np.asarray([f"hjepa_{kind}_{column}" for column in range(width)], dtype=object)
 
@@ -114,6 +110,8 @@ class HJEPAEmbedder:
             yield images[start : start + self.batch_size]
 
     def _embed(self, images: Any) -> NDArray[np.float32]:
+        if not self.__sklearn_is_fitted__():
+            raise ConfigError("HJEPAEmbedder: call fit first")
         features = self.encoder_(images)
         rows = features.pooled if self.level is None else features.levels[self.level].mean(dim=(1, 2))
         out: NDArray[np.float32] = rows.float().cpu().numpy()

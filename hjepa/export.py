@@ -7,6 +7,7 @@ What is exported takes normalised images `[B, 3, S, S]` float32 and gives the me
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 import warnings
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -78,8 +80,9 @@ def export(run: Path, to: str, output: Path, online: bool = False) -> None:
         _remove(temporary)
         advice = target.write(encoder, temporary, output)
         temporary.rename(output)
-    except OSError as error:
-        raise StorageError(f"{output}: could not be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{output}: could not be written ({reason})") from error
     finally:
         _remove(temporary)
     average = "the context encoder" if encoder.origin.online else "the encoder"
@@ -233,7 +236,9 @@ def _torchscript(encoder: Encoder, path: Path, output: Path) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch wants to be rid of it; who asks for it has a reason
         traced = torch.jit.trace(Embedding(encoder).eval(), example, check_trace=False)
-        torch.jit.save(traced, path, _extra_files={f"{_KEY}.json": json.dumps(description(encoder))})
+        buffer = io.BytesIO()  # on a full disk torch ends in an error of its own
+        torch.jit.save(traced, buffer, _extra_files={f"{_KEY}.json": json.dumps(description(encoder))})
+    path.write_bytes(buffer.getvalue())
     return (
         f"import torch\nabout = {{'{_KEY}.json': ''}}  # mean, std, size as JSON, once it is loaded\n"
         f"model = torch.jit.load({str(output)!r}, _extra_files=about)\n"

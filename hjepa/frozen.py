@@ -183,11 +183,11 @@ class Encoder(nn.Module):
                     f"images: normalised ones are {wanted}, got {_described(images)}; "
                     "encoder.preprocess makes them of uint8 tensors, PIL images and paths of any size"
                 )
-            weight = self.backbone.vit.patch_embed.proj.weight
-            inputs = images.to(weight)
+            inputs = images
         else:
             inputs = self.preprocess(images)
-        encoded = self.backbone(inputs, taps=self.taps)
+        weight = self.backbone.vit.patch_embed.proj.weight  # says on which device, and in which precision
+        encoded = self.backbone(inputs.to(weight), taps=self.taps)
         maps = torch.stack(encoded.taps, dim=2).unflatten(1, (self.grid.height, self.grid.width))
         levels = tuple(level.flatten(-2) for level in level_targets(maps, self.num_levels))
         return Features(encoded.tokens, encoded.tokens.mean(dim=1), levels)

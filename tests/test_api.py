@@ -1,6 +1,6 @@
 """The encoder in the user's own program: `hjepa.load`, what it takes and what it gives."""
 
-import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -64,6 +64,16 @@ def test_files_pil_images_and_pixels_are_prepared_as_the_run_prepares_them(finis
     by_hand = (pixels[..., 16:80] / 255 - mean) / std
     torch.testing.assert_close(encoder.preprocess(pixels), by_hand, rtol=0, atol=1e-5)
     torch.testing.assert_close(encoder(pixels).pooled, encoder(by_hand).pooled, rtol=0, atol=1e-5)
+
+
+def test_it_computes_in_the_precision_it_is_given(finished: Path) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    encoder = hjepa.load(finished)
+    exact = encoder(pixels).pooled
+    for images in (pixels, encoder.preprocess(pixels)):
+        rough = hjepa.load(finished).bfloat16()(images).pooled
+        assert rough.dtype == torch.bfloat16
+        assert torch.cosine_similarity(rough.float(), exact).min() > 0.99
 
 
 def test_an_image_that_lies_on_its_side_is_turned_upright(finished: Path, tmp_path: Path) -> None:
@@ -151,13 +161,16 @@ def test_the_embedder_stands_in_a_pipeline(finished: Path, tmp_path: Path, optio
     paths = [str(path) for path in make_photos(tmp_path)]
     embedder = hjepa.HJEPAEmbedder(finished, device="cpu", **options)  # type: ignore[arg-type]
     assert clone(embedder).get_params() == embedder.get_params()
-    with pytest.raises(ConfigError, match="call fit before transform"):
-        embedder.transform(paths)
+    for early in (lambda: embedder.transform(paths), embedder.get_feature_names_out):
+        with pytest.raises(ConfigError, match="call fit first"):
+            early()
     rows = embedder.fit(paths).transform(paths)
     assert rows.shape == (4, 64 if "level" in options else 32)
     assert rows.dtype == np.float32
     assert len(embedder.get_feature_names_out()) == rows.shape[1]
     np.testing.assert_allclose(embedder.fit_transform(np.array(paths)), rows, atol=1e-6)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(embedder)).transform(paths), embedder.transform(paths))
+    assert embedder.transform([]).shape == (0, rows.shape[1])
     pipeline = make_pipeline(embedder, StandardScaler(), LogisticRegression())
     assert pipeline.fit(paths, [0, 1, 0, 1]).score(paths, [0, 1, 0, 1]) == 1.0
     search = GridSearchCV(pipeline, {"hjepaembedder__level": [None, 0]}, cv=2)
@@ -189,14 +202,24 @@ def test_train_and_evaluate_by_name(tmp_path: Path, small: tuple[str, ...]) -> N
         hjepa.train(tmp_path / "absent.yaml")
 
 
-def test_the_names_are_there_whatever_was_imported_first() -> None:
-    """`hjepa.train` is a module, too; and `import hjepa` loads neither torch nor scikit-learn."""
-    programs = (
-        "import sys, hjepa; assert not {'torch', 'sklearn', 'timm', 'numpy'} & set(sys.modules)",
-        "from hjepa.train import fit; import hjepa; assert callable(hjepa.train) and hjepa.train.fit is fit; "
-        "assert callable(hjepa.evaluate); hjepa.HJEPAEmbedder, hjepa.load; "
-        "import sys; assert 'sklearn' not in sys.modules",
-    )
-    for program in programs:
-        done = subprocess.run([sys.executable, "-c", program], env=os.environ, check=False, capture_output=True)
-        assert done.returncode == 0, done.stderr
+def test_the_functions_are_modules_that_can_be_called() -> None:
+    import hjepa.evaluate as evaluate
+    import hjepa.train as train
+
+    assert (hjepa.train, hjepa.evaluate) == (train, evaluate)
+    assert callable(train)
+    assert callable(evaluate)
+    assert callable(train.fit)
+
+
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("import hjepa, hjepa.cli", {"torch", "sklearn", "timm", "numpy"}),
+        pytest.param("import hjepa; hjepa.HJEPAEmbedder, hjepa.load, hjepa.train", {"sklearn"}, marks=pytest.mark.slow),
+    ],
+)
+def test_nothing_is_imported_before_it_is_needed(program: str, absent: set[str]) -> None:
+    program = f"{program}; import sys; sys.exit(len({absent} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

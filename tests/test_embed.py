@@ -17,7 +17,6 @@ import torch
 from photos import make_photos
 from PIL import Image
 from safetensors import safe_open
-from test_cli import hjepa as command
 
 import hjepa
 from hjepa.cli import main
@@ -98,14 +97,16 @@ def test_the_file_holds_what_the_encoder_says(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_unreadable_files_are_named_and_left_out(finished: Path, photos: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_named_and_left_out(
+    finished: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (photos / "b.png").write_bytes(b"no image")
     (photos / "deep" / "e.jpg").write_bytes((photos / "a.jpg").read_bytes()[:200])
-    done = command("embed", str(finished), str(photos), "-o", "f.npy", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "warning: 2 of 5 image file(s) cannot be read and are left out: " in done.stderr
-    assert str(photos / "b.png") in done.stderr
-    assert "f.npy: 3 images, 32 float32 each" in done.stdout
+    assert embed(finished, photos, tmp_path / "f.npy", Request(), device="cpu") == 3
+    out, err = capsys.readouterr()
+    assert "warning: 2 of 5 image file(s) cannot be read and are left out: " in err
+    assert str(photos / "b.png") in err
+    assert "f.npy: 3 images, 32 float32 each" in out
     names, features = read(tmp_path / "f.npy")
     assert names == ["a.jpg", "deep/c.webp", "deep/d.bmp"]
     np.testing.assert_allclose(features, hjepa.load(finished)([photos / name for name in names]).pooled, atol=1e-5)
@@ -183,6 +184,9 @@ def test_a_finished_file_is_not_made_again_nor_overwritten(
             embed(finished, folder, output, request_, device="cpu")
     with pytest.raises(ConfigError, match="step: 3, now 2"):
         embed(finished / "checkpoints" / "step-00000002", photos, output, Request(), device="cpu")
+    np.save(tmp_path / "mine.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"mine\.npy: is there already and was not made by hjepa embed"):
+        embed(finished, photos, tmp_path / "mine.npy", Request(), device="cpu")
     (photos / "a.jpg").unlink()
     with pytest.raises(ConfigError, match="other files in the folder"):
         embed(finished, photos, output, Request(), device="cpu")
@@ -306,5 +310,8 @@ def test_a_search_refuses_another_encoder(finished: Path, photos: Path, tmp_path
     embed(finished, photos, tmp_path / "g.npy", Request(), device="cpu")
     with pytest.raises(ConfigError, match="choose a suffix"):
         search(tmp_path / "g.npy", photos / "a.jpg", picture=tmp_path / "out.mp3")
+    embed(finished, None, tmp_path / "drawn.npy", Request(), ["data.datasets.0.length=10"], device="cpu")
+    with pytest.raises(ConfigError, match="not made of a folder of images"):
+        search(tmp_path / "drawn.npy", photos / "a.jpg", picture=tmp_path / "out.png")
     with pytest.raises(DataError, match=r"no\.jpg"):
         search(tmp_path / "g.npy", photos / "no.jpg")
