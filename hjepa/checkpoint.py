@@ -13,8 +13,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,31 +198,45 @@ def _remove(path: Path) -> None:
 
 
 def load(path: Path) -> Saved:
-    """Read and verify one checkpoint.
+    """Read and verify one checkpoint, for a run that goes on from it.
 
     Raises:
-        StorageError: when a file is missing, damaged, or of another schema.
+        StorageError: when a file is missing, damaged, or of another schema, or the folder was renamed: resuming finds
+            the newest one by its name.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["schema"] != SCHEMA:
-            raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
-        if manifest.pop("sha256", None) != _seal(manifest):
-            raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
+    with reading(path):
+        manifest = verified(path, (WEIGHTS, TRAINER))
         own = path_of(path.parent, manifest["step"])
         if path not in (own, _best_of(own)):
             raise StorageError(f"{path}: holds step {manifest['step']}; a checkpoint keeps the name it was given")
-        # These two and no other: a manifest cannot name a file elsewhere, nor leave one unverified.
-        for name in (WEIGHTS, TRAINER):
-            if _describe(path / name) != manifest["files"][name]:
-                raise StorageError(f"{path}: {name} does not match its checksum")
         weights = load_file(path / WEIGHTS)
         trainer = torch.load(path / TRAINER, map_location="cpu", weights_only=True)
+    return Saved(manifest["step"], weights, trainer, manifest["config"])
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A damaged file can fail in any way, and all of them mean the same."""
+    try:
+        yield
     except StorageError:
         raise
-    except Exception as error:  # a damaged file can fail in any way, and all of them mean the same
+    except Exception as error:
         raise StorageError(f"{path}: not readable ({type(error).__name__}: {error})") from error
-    return Saved(manifest["step"], weights, trainer, manifest["config"])
+
+
+def verified(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """The manifest, once it and these files match their checksums."""
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    if manifest["schema"] != SCHEMA:
+        raise StorageError(f"{path}: written in schema {manifest['schema']}, this version reads {SCHEMA}")
+    if manifest.pop("sha256", None) != _seal(manifest):
+        raise StorageError(f"{path}: {MANIFEST} does not match its own checksum")
+    # Named by the caller: a manifest cannot name a file elsewhere, nor leave one unverified.
+    for name in names:
+        if _describe(path / name) != manifest["files"][name]:
+            raise StorageError(f"{path}: {name} does not match its checksum")
+    return manifest
 
 
 def load_newest(folder: Path, before: int | None = None) -> tuple[Saved | None, list[str]]:

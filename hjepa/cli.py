@@ -136,6 +136,63 @@ def evaluate(
     evaluate_run(run, list(overrides or []))
 
 
+@app.command()
+def embed(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="A folder of images; or data.datasets=[...]; the run's own data without.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write: .parquet, .npy or .safetensors.")
+    ] = Path("features.parquet"),
+    data: Annotated[str | None, typer.Option("--data", help="A source of the config by name, such as cifar10.")] = None,
+    level: Annotated[int | None, typer.Option("--level", help="Features of this level (0 = finest).")] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="All tokens of an image in place of their mean.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="The context encoder in place of its average.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)] = 64,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Embed a folder of images into a file; started again with the same arguments, it goes on where it was."""
+    words = list(images or [])
+    folder = Path(words.pop(0)) if words and "=" not in words[0] else None
+    if folder is not None and (data is not None or words):
+        raise ConfigError(f"{folder}: a folder stands alone; leave out {'--data' if data is not None else words[0]}")
+    if data is not None:
+        words.insert(0, f"data.datasets=[{{name: {data}}}]")
+    from hjepa.embed import Request
+    from hjepa.embed import embed as run_through
+
+    run_through(run, folder, output, Request(level, tokens, online), words, batch_size, device)
+
+
+@app.command()
+def search(
+    features: Annotated[Path, typer.Argument(help="A file that hjepa embed made.")],
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    k: Annotated[int, typer.Option("-k", help="Number of neighbours.", min=1)] = 10,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw them into this file, such as out.png.")
+    ] = None,
+) -> None:
+    """Find the images that are nearest to one, by cosine similarity of their embeddings."""
+    from hjepa.search import search as look_up
+
+    look_up(features, image, k, picture)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
+    to: Annotated[str, typer.Option("--to", help="timm, hf, onnx, torchscript or safetensors.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; for hf a folder.")],
+    online: Annotated[bool, typer.Option("--online", help="The context encoder in place of its average.")] = False,
+) -> None:
+    """Write the encoder for another library, and print the lines that load it there."""
+    from hjepa.export import export as write_out
+
+    write_out(run, to, output, online)
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")

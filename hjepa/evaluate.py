@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hjepa.data.sources import open_probe
 from hjepa.device import choose, precision
 from hjepa.errors import ConfigError, DataError
 from hjepa.evaluation.evaluator import Evaluator, skip_reason
+from hjepa.facade import make_callable
 from hjepa.model.hjepa import HJEPA
 from hjepa.quarantine import Quarantine
 
@@ -82,18 +84,21 @@ def _untrained(model: HJEPA, config: Config) -> HJEPA:
     return create_hjepa_from_config(config).to(next(model.parameters()).device).eval()
 
 
-def evaluate_run(path: Path, overrides: list[str]) -> dict[str, float]:
-    """Probe the newest intact checkpoint of a run's folder and show the result.
+def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, float]:
+    """Probe the newest intact checkpoint of a run's folder and show the result; also `hjepa.evaluate`.
 
     Args:
         path: folder of the run.
         overrides: `key=value` for the sections `evaluation`, `data` and `device`.
 
+    Returns:
+        the figures by name, such as `eval/knn`, in percent.
+
     Raises:
         ConfigError: when there is no run, or an override would change the model.
         DataError: when nothing can be probed, saying why.
     """
-    console = Console()
+    path, console = Path(path), Console()
     saved, warnings = checkpoint.load_newest(path / "checkpoints")
     for warning in warnings:
         console.warn(warning)
@@ -142,3 +147,6 @@ def show_results(console: Console, results: dict[str, float], path: Path) -> Non
             rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
         console.table(["", "k-NN", "linear"], rows)
     console.say(f"Run: {path}")
+
+
+make_callable(__name__, evaluate_run)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hjepa.build import run_path
-from hjepa.config import Config, dump_config
+from hjepa.config import Config, as_config, dump_config
 from hjepa.console import Console
 from hjepa.data.workers import Loader, watched
 from hjepa.device import forget_peak, is_out_of_memory, peak_memory
@@ -19,6 +21,7 @@ from hjepa.diagnosis import Diagnosis, Spikes
 from hjepa.distributed import ending_together
 from hjepa.errors import DivergedError, MemoryFullError
 from hjepa.evaluate import probe, show_results
+from hjepa.facade import make_callable
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
@@ -29,11 +32,13 @@ from hjepa.step import describe, take_step
 from hjepa.writer import Writer
 
 
-def train(config: Config, resume: bool = False, accept: Collection[str] = ()) -> dict[str, float]:
-    """Pretrain.
+def train(
+    config: Config | Mapping[str, Any] | str | Path, resume: bool = False, accept: Collection[str] = ()
+) -> dict[str, float]:
+    """Pretrain; also `hjepa.train`.
 
     Args:
-        config: the whole of a run.
+        config: the whole of a run, or its sections as plain data, or its file.
         resume: continue the run in the folder, exactly; start afresh where there is none.
         accept: settings that may differ from those of the run that is continued, by name.
 
@@ -43,6 +48,7 @@ def train(config: Config, resume: bool = False, accept: Collection[str] = ()) ->
     Raises:
         UserError: one of its kinds, for everything that the user can mend.
     """
+    config = as_config(config)
     fabric, kind = open_fabric(config)
     with ending_together(), Console(enabled=fabric.is_global_zero) as console:
         folder, run = None, None
@@ -289,3 +295,6 @@ def evaluate(run: Run, epoch: int) -> None:
         if run.config.checkpoint.needs_labels:
             keep_if_best(run, run.results[f"eval/{run.config.checkpoint.metric}"])
     run.fabric.barrier()
+
+
+make_callable(__name__, train)

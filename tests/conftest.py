@@ -39,6 +39,18 @@ def small() -> tuple[str, ...]:
     return SMALL
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps whose slow average is another encoder; checkpoints of steps 2 and 3. Not to be changed."""
+    from hjepa.config import load_config
+    from hjepa.train import train
+
+    path = tmp_path_factory.mktemp("runs") / "x"
+    settings = ("training.max_steps=3", "training.lr=0.01", "checkpoint.save_frequency_steps=2")
+    train(load_config(None, (*SMALL, *settings, f"experiment.output_dir={path}")))
+    return path
+
+
 @pytest.fixture
 def recipes() -> list[Path]:
     """The shipped configs."""

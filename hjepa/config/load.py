@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,40 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     if path is not None:
         where = str(path)
         raw, lines, problems = read_yaml(Path(path))
+    return _resolve(raw, where, overrides, lines, problems)
+
+
+def as_config(config: Config | Mapping[str, Any] | str | Path) -> Config:
+    """A config from what stands for one: itself, the sections as plain data, or the path of a file.
+
+    Raises:
+        ConfigError: with one line for every mistake found.
+    """
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return resolve(config)
+    return load_config(config)
+
+
+def resolve(sections: Mapping[str, Any], overrides: Sequence[str] = (), where: str = "config") -> Config:
+    """What `load_config` makes of a file, made of its sections as plain data.
+
+    Args:
+        sections: such as `{"training": {"epochs": 3}}`; left as they are.
+        overrides: see `load_config`.
+        where: what messages call them.
+
+    Raises:
+        ConfigError: with one line for every mistake found.
+    """
+    wrong = [key for key in sections if not isinstance(key, str)]
+    if wrong:
+        raise ConfigError(f"{where}: {wrong[0]!r}: a key must be a plain word")
+    return _resolve(copy.deepcopy(dict(sections)), where, overrides, {}, [])
+
+
+def _resolve(raw: dict[str, Any], where: str, overrides: Sequence[str], lines: Lines, problems: list[str]) -> Config:
     for text in overrides:
         _apply(raw, lines, text)
     try:

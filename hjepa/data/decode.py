@@ -73,18 +73,29 @@ def decode(path: str | os.PathLike[str], side: int, out: UInt8 | None = None) ->
         DataError: no file can be read here now.
     """
     with _open(path) as image:
-        orientation = _orientation(image)
-        height, width = _upright_size(image, orientation)
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the cost; the rest is filtered.
-        drafted = image.draft(None, (side, side))
-        rgb = _to_rgb(image)
-        # reducing_gap averages whole pixels first; from 3 on the result is that of the filter alone.
-        rgb = rgb.resize((side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0)
-        if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
-        out = np.empty((3, side, side), np.uint8) if out is None else out
-        out[:] = np.asarray(rgb).transpose(2, 0, 1)
-        return out, (height, width)
+        return _squeeze(image, _orientation(image), side, out)
+
+
+def decode_image(image: Image.Image, side: int, name: str) -> tuple[UInt8, tuple[int, int]]:
+    """What `decode` does, to an image that is open; messages call it `name`."""
+    with _explained(name):
+        _refuse_if_huge(image)
+        # Of a copy: a file that is open and not read yet would be decoded small, and stay so.
+        return _squeeze(image.copy(), _orientation(image), side, None)
+
+
+def _squeeze(image: Image.Image, orientation: int, side: int, out: UInt8 | None) -> tuple[UInt8, tuple[int, int]]:
+    height, width = _upright_size(image, orientation)
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the cost; the rest is filtered.
+    drafted = image.draft(None, (side, side))
+    rgb = _to_rgb(image)
+    # reducing_gap averages whole pixels first; from 3 on the result is that of the filter alone.
+    rgb = rgb.resize((side, side), Image.Resampling.BICUBIC, box=drafted[1] if drafted else None, reducing_gap=3.0)
+    if orientation in _UPRIGHT:
+        rgb = rgb.transpose(_UPRIGHT[orientation])
+    out = np.empty((3, side, side), np.uint8) if out is None else out
+    out[:] = np.asarray(rgb).transpose(2, 0, 1)
+    return out, (height, width)
 
 
 def true_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -95,16 +106,25 @@ def true_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 @contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    with _explained(os.fspath(path)), Image.open(path, formats=_FORMATS) as image:
+        _refuse_if_huge(image)
+        yield image
+
+
+def _refuse_if_huge(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million")
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS // 10**6} million")
-            yield image
+        yield
     # On damaged files Pillow raises nearly anything: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise DataError(f"{os.fspath(path)}: {error.strerror}; raise the limit (ulimit -n)") from error
-        raise ImageError(os.fspath(path), _reason(error)) from error
+            raise DataError(f"{name}: {error.strerror}; raise the limit (ulimit -n)") from error
+        raise ImageError(name, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:

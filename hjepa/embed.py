@@ -1,0 +1,350 @@
+"""A folder of images, or a source of the config, through the encoder of a run and into a file."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from hjepa.config import resolve
+from hjepa.config.data import Data
+from hjepa.console import Console
+from hjepa.data.bad_files import listed
+from hjepa.data.files import FileSource, FolderSource
+from hjepa.data.source import Read, Source
+from hjepa.data.sources import decode_side, open_source
+from hjepa.device import choose
+from hjepa.errors import ConfigError, DataError, FolderInUseError, StorageError
+from hjepa.features import FeatureFile, Float32, Header, Rows, check_suffix, sidecar, write
+from hjepa.frozen import Encoder, Features, encoder_of
+from hjepa.runfolder import BAD_IMAGES
+from hjepa.weights import Weights, find_weights
+
+# What a kill can cost, and what is held in memory.
+_PART_IMAGES = 256
+_PART_BYTES = 32 << 20
+_PLAN = "plan.json"
+_CHOICE = ("data.datasets", "data.data_path", "data.download")
+# What settles how images are read; the rest of a run's config may not fit other images.
+_SECTIONS = ("experiment", "model", "data", "masking", "loss", "training")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of each image.
+
+    Attributes:
+        level: the level whose features they are, None for the final tokens.
+        tokens: all of them, in place of their mean.
+        online: the context encoder in place of its slow average.
+    """
+
+    level: int | None = None
+    tokens: bool = False
+    online: bool = False
+
+    @property
+    def kind(self) -> str:
+        """As in `Header`."""
+        return "pooled" if self.level is None else f"level{self.level}"
+
+    def of(self, encoder: Encoder, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` normalised -> `[B, D]` or, with all tokens, `[B, N, D]`."""
+        features: Features = encoder(images)
+        if self.level is None:
+            return features.tokens if self.tokens else features.pooled
+        maps = features.levels[self.level].flatten(1, 2)
+        return maps if self.tokens else maps.mean(dim=1)
+
+    def check(self, encoder: Encoder) -> None:
+        """Refuse a level that the run does not have.
+
+        Raises:
+            ConfigError: naming those it has.
+        """
+        if self.level is not None and not 0 <= self.level < encoder.num_levels:
+            raise ConfigError(f"--level {self.level}: the run has the levels 0 to {encoder.num_levels - 1}")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images to embed, in one order.
+
+    Attributes:
+        sources: where they are read.
+        names: of all of them.
+        words: what they are called in the header.
+        digest: of their names, sizes and times.
+        labels: `[n]` int64, or None.
+    """
+
+    sources: list[Source]
+    names: list[str]
+    words: str
+    digest: str
+    labels: NDArray[np.int64] | None
+
+    def read(self, start: int, stop: int) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], Read]]:
+        """Images [start, stop), at most one piece per source: their numbers, which could be read, and what was."""
+        pieces, first = [], 0
+        for source in self.sources:
+            indices = np.arange(max(start - first, 0), min(stop - first, len(source)), dtype=np.int64)
+            if len(indices):
+                read = source.read(indices)
+                # Another image stands in the place of one that cannot be read; here that is nobody's.
+                pieces.append((indices + first, read.indices == indices, read))
+            first += len(source)
+        return pieces
+
+
+def embed(
+    run: Path,
+    folder: Path | None,
+    output: Path,
+    request: Request,
+    words: Sequence[str] = (),
+    batch_size: int = 64,
+    device: str = "auto",
+) -> int:
+    """Embed all images into a file; what an earlier call with the same arguments did is not done again.
+
+    Args:
+        run: folder of a run or of a checkpoint.
+        folder: of images, nested or not; None for the sources that `words` or the run's config name.
+        output: `.parquet`, `.npy` or `.safetensors`.
+        request: what is wanted of each image.
+        words: overrides of the run's choice of data (`_CHOICE`), such as
+            `data.datasets=[{name: cifar10, split: test}]`.
+        batch_size: images per forward pass.
+        device: see `hjepa.device.choose`.
+
+    Returns:
+        how many images are in the file; those that cannot be read are named and are not.
+
+    Raises:
+        ConfigError, DataError, StorageError, FolderInUseError: in one line, for everything that the user can mend.
+    """
+    started = time.monotonic()
+    check_suffix(output)
+    kind, console = choose(device), Console()
+    saved = find_weights(run, console.warn)
+    encoder = encoder_of(saved, request.online)
+    request.check(encoder)
+    listing = _list_folder(folder, encoder.data) if folder is not None else _list_sources(saved, words)
+    for source in listing.sources:
+        if source.left_out:
+            count, first = len(source.left_out), source.left_out[0]
+            console.warn(f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}")
+    shape = list(request.of(encoder, encoder.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).shape[1:])
+    origin = encoder.origin
+    header = Header(
+        origin.checkpoint, origin.sha256, origin.step, origin.name, origin.online, request.kind, shape, listing.words,
+        listing.digest,
+    )  # fmt: skip
+    if output.exists():
+        there = _existing(output)
+        _refuse_other(output, there.header, header, "remove the file, or choose another")
+        console.say(f"Nothing left to do: {output} is complete")
+        return len(there.files)
+    parts = output.with_name(f".{output.name}.parts")
+    with _storing(output), _held(parts, header):
+        bad = _fill(parts, listing, encoder.to(kind.name), request, header, batch_size, console)
+        count = _assemble(parts, output, header, listing, bad)
+    shutil.rmtree(parts, ignore_errors=True)
+    if bad:
+        console.warn(
+            f"{len(bad)} of {len(listing.names)} image file(s) cannot be read and are left out: {listed(bad)}; "
+            f"all are listed in {_bad_list(output)}"
+        )
+    shown = " x ".join(map(str, shape))
+    console.say(f"{output}: {count} images, {shown} float32 each, in {time.monotonic() - started:.1f} s")
+    return count
+
+
+def _list_folder(folder: Path, data: Data) -> Listing:
+    source = FolderSource(folder, decode_side(data), str(folder), max_bad=1.0)
+    root = str(folder.expanduser().absolute())
+    names = [os.path.relpath(path, root) for path in source.paths]
+    return Listing([source], names, root, _digest(names, [source]), None)
+
+
+def _list_sources(saved: Weights, words: Sequence[str]) -> Listing:
+    for word in words:
+        # Nothing that says how an image is shown: that is the encoder's.
+        if not word.startswith(_CHOICE):
+            raise ConfigError(f"{word!r}: an embed is free to choose {', '.join(_CHOICE)} and no other setting")
+    sections = {name: saved.config[name] for name in _SECTIONS}
+    config = resolve(sections, words, f"config of {saved.path}")
+    data = config.data.model_copy(update={"max_bad_fraction": 1.0})
+    sources = [open_source(dataset, data, config.experiment.seed) for dataset in data.datasets]
+    names = [source.place(i) for source in sources for i in range(len(source))]
+    text = json.dumps([dataset.model_dump(mode="json", exclude_defaults=True) for dataset in data.datasets])
+    # Classes of two sources would bear the same numbers.
+    labels = sources[0].labels if len(sources) == 1 else None
+    return Listing(sources, names, text, _digest(names, sources), labels)
+
+
+def _digest(names: Sequence[str], sources: Sequence[Source]) -> str:
+    digest = hashlib.sha256(json.dumps(names).encode())
+    for source in sources:
+        for path in source.paths if isinstance(source, FileSource) else ():
+            try:
+                status = os.stat(path)
+            except OSError:  # it went after it was listed, and will be unreadable
+                continue
+            digest.update(f"{status.st_size} {status.st_mtime_ns},".encode())
+    return digest.hexdigest()
+
+
+def _refuse_other(path: Path, there: Header, wanted: Header, advice: str) -> None:
+    differing = there.differences(wanted)
+    if differing:
+        raise ConfigError(f"{path}: made with other arguments ({differing}); repeat those, or {advice}")
+
+
+def _existing(output: Path) -> FeatureFile:
+    try:
+        return FeatureFile(output)
+    except DataError:
+        raise ConfigError(
+            f"{output}: is there already and was not made by hjepa embed; remove it, or choose another"
+        ) from None
+
+
+@contextmanager
+def _held(parts: Path, header: Header) -> Iterator[None]:
+    """The folder of parts, made or found again, and held by this process alone."""
+    parts.mkdir(parents=True, exist_ok=True)
+    with (parts / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FolderInUseError(f"{parts}: another process embeds into this file; choose another") from None
+        plan = parts / _PLAN
+        try:
+            there = Header(**json.loads(plan.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            temporary = parts / f"{_PLAN}.tmp"
+            temporary.write_text(json.dumps(asdict(header)))
+            temporary.replace(plan)
+        else:
+            _refuse_other(parts, there, header, "remove that folder")
+        yield
+
+
+def _fill(
+    parts: Path,
+    listing: Listing,
+    encoder: Encoder,
+    request: Request,
+    header: Header,
+    batch_size: int,
+    console: Console,
+) -> dict[str, str]:
+    """Embed part after part; what could not be read, reason by path."""
+    total = len(listing.names)
+    size = max(1, min(_PART_IMAGES, _PART_BYTES // (4 * int(np.prod(header.shape)))))
+    starts = range(0, total, size)
+    found = sum(_part(parts, start).exists() for start in starts)
+    if found:
+        console.say(f"Resuming: {found} of {len(starts)} parts are there")
+    bad: dict[str, str] = {}
+    bar = console.bar("Embedding", total)
+    with console:
+        for start in starts:
+            stop = min(start + size, total)
+            path = _part(parts, start)
+            if not path.exists():
+                rows, features, unread = _embed_range(listing, encoder, request, start, stop, batch_size)
+                temporary = path.with_suffix(".tmp")
+                # Names of files, not numbers: they are all that the list of unreadable ones holds.
+                save_file({"rows": rows, "features": features}, temporary, {"bad": json.dumps(unread)})
+                temporary.replace(path)
+            with safe_open(path, "numpy") as file:
+                bad |= json.loads(file.metadata()["bad"])
+            bar.update(stop)
+    if len(bad) >= total:
+        raise DataError(f"{listing.words}: none of {total} files can be read: {listed(bad)}")
+    return bad
+
+
+def _part(parts: Path, start: int) -> Path:
+    return parts / f"{start:012d}.safetensors"
+
+
+@torch.no_grad()
+def _embed_range(
+    listing: Listing, encoder: Encoder, request: Request, start: int, stop: int, batch_size: int
+) -> tuple[NDArray[np.int64], Float32, dict[str, str]]:
+    """Numbers of the images [start, stop) that can be read, their features, and the others, reason by path."""
+    bounds = [(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+    numbers: list[NDArray[np.int64]] = []
+    features: list[Float32] = []
+    bad: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as reader:  # a batch is decoded while the one before is encoded
+        upcoming = reader.submit(listing.read, *bounds[0])
+        for following in (*bounds[1:], None):
+            pieces = upcoming.result()
+            if following is not None:
+                upcoming = reader.submit(listing.read, *following)
+            for asked, readable, read in pieces:
+                bad |= read.bad
+                squares = encoder.preprocess.squares(torch.from_numpy(read.images), read.true_sizes)
+                numbers.append(asked[readable])
+                features.append(request.of(encoder, squares).float().cpu().numpy()[readable])
+    return np.concatenate(numbers), np.concatenate(features), bad
+
+
+def _assemble(parts: Path, output: Path, header: Header, listing: Listing, bad: dict[str, str]) -> int:
+    """One file of all parts, in place whole or not at all; how many rows it has."""
+    paths = sorted(parts.glob("*.safetensors"))
+    count = 0
+    for path in paths:
+        with safe_open(path, "numpy") as file:
+            count += file.get_slice("rows").get_shape()[0]
+    finished = parts / "finished"
+    write(finished, output.suffix, header, count, (_rows(path, listing) for path in paths))
+    if bad:
+        lines = (json.dumps({"file": path, "reason": reason}) for path, reason in bad.items())
+        _bad_list(output).write_text("".join(f"{line}\n" for line in lines))
+    else:
+        _bad_list(output).unlink(missing_ok=True)
+    if output.suffix == ".npy":
+        sidecar(finished).replace(sidecar(output))
+    finished.replace(output)
+    return count
+
+
+def _rows(path: Path, listing: Listing) -> Rows:
+    with safe_open(path, "numpy") as file:
+        numbers = file.get_tensor("rows")
+        labels = None if listing.labels is None else listing.labels[numbers]
+        return Rows([listing.names[i] for i in numbers], file.get_tensor("features"), labels)
+
+
+def _bad_list(output: Path) -> Path:
+    return output.with_name(f"{output.name}.{BAD_IMAGES}")
+
+
+@contextmanager
+def _storing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"{output}: could not be written ({reason}); repeat the command to go on") from error
