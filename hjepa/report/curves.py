@@ -11,13 +11,13 @@ from hjepa.report.records import Record
 
 # Figures of one line each: name in the record, title, what it means, scale from zero, may be logarithmic.
 SINGLE = (
-    ("rankme", "RankMe", "effective number of directions of a batch of embeddings", True, False),
-    ("lr", "Learning rate", "", True, False),
-    ("momentum", "Momentum of the target", "share of itself that the slow encoder keeps in a step", False, False),
+    ("rankme", "RankMe", "effective number of directions of embeddings", True, False),
+    ("lr", "Learning rate", "after each step", True, False),
+    ("momentum", "Momentum of the target", "share of itself that it keeps in a step", False, False),
     ("grad_norm", "Gradient norm", "before clipping", True, True),
-    ("update", "Largest update", "of the last block between two lines, relative to its weights", True, True),
+    ("update", "Largest update", "of the last block, relative", True, True),
     ("drift", "Distance of the two encoders", "relative to the size of the weights", True, False),
-    ("images_per_second", "Images per second", "", True, False),
+    ("images_per_second", "Images per second", "between two lines of the record", True, False),
     ("memory_gb", "Peak memory", "GB (10^9 bytes)", True, False),
 )
 TITLES = {
@@ -26,9 +26,9 @@ TITLES = {
     "loss/vicreg/variance": ("VICReg: variance", "what the spread of the embedding lacks"),
     "loss/vicreg/covariance": ("VICReg: covariance", "what dimensions of the embedding share"),
     "loss/sigreg/invariance": ("SIGReg: invariance", "distance of the views of one image"),
-    "loss/sigreg/sigreg": ("SIGReg: shape", "distance of the embedding from a standard normal"),
+    "loss/sigreg/sigreg": ("SIGReg: shape", "distance from a standard normal"),
 }
-PROBES = (("knn", "k-NN accuracy, %"), ("linear", "Linear probe accuracy, %"))
+PROBES = (("knn", "k-NN accuracy"), ("linear", "Linear probe accuracy"))
 
 
 def charts_of(record: Record) -> list[Chart]:
@@ -45,14 +45,14 @@ def charts_of(record: Record) -> list[Chart]:
         if explained:
             none = Line("mean target", _constant(explained[0], 0.0), reference=True)
             charts.append(
-                Chart("Explained variance", (*explained, none), "of the targets, by the predictions; 1 is perfect")
+                Chart("Explained variance", (*explained, none), "of the targets, by predictions; 1 is perfect")
             )
     for level in levels:
         taps = [name for name in names if name.startswith(f"loss/level{level}/tap")]
         if len(taps) > 1:
             lines = [Line(f"block {name.rpartition('tap')[2]}", record.series(name), i) for i, name in enumerate(taps)]
             charts.append(
-                Chart(f"Loss of level {level} by tap", tuple(lines), "output of which block", may_be_log=True)
+                Chart(f"Loss of level {level} by tap", tuple(lines), "by the block that is predicted", may_be_log=True)
             )
     for name in names:
         if name.startswith("loss/") and not name.startswith("loss/level"):
@@ -89,7 +89,7 @@ def probe_charts(record: Record) -> list[Chart]:
             if points:
                 lines.append(Line(name, points, int(suffix == "_online"), reference))
         if lines:
-            charts.append(Chart(title, tuple(lines), from_zero=False))
+            charts.append(Chart(title, tuple(lines), "% of the test part", decimals=1))
     return charts
 
 
@@ -97,7 +97,9 @@ def charts_beside(records: Sequence[Record]) -> list[Chart]:
     """The curves of several runs on the same axes, a colour for each run."""
     charts = []
     for probe, title in PROBES:
-        charts += _beside(records, title, [_probed(record, probe) for record in records])
+        charts += _beside(
+            records, title, [_probed(record, probe) for record in records], "% of the test part", decimals=1
+        )
     names = list(dict.fromkeys(name for record in records for name in record.names()))
     for name, title, note, from_zero, may_be_log in _described(names):
         lines = [record.series(name) for record in records]
@@ -112,11 +114,12 @@ def _beside(
     note: str = "",
     from_zero: bool = False,
     may_be_log: bool = False,
+    decimals: int | None = None,
 ) -> list[Chart]:
     lines = [
         Line(record.name, points, i) for i, (record, points) in enumerate(zip(records, series, strict=True)) if points
     ]
-    return [Chart(title, tuple(lines), note, from_zero, may_be_log)] if lines else []
+    return [Chart(title, tuple(lines), note, from_zero, may_be_log, decimals)] if lines else []
 
 
 def _described(names: Sequence[str]) -> Iterator[tuple[str, str, str, bool, bool]]:
@@ -138,7 +141,7 @@ def _described(names: Sequence[str]) -> Iterator[tuple[str, str, str, bool, bool
 
 
 def _single(record: Record, name: str, title: str, note: str, from_zero: bool, may_be_log: bool) -> Chart:
-    line = Line("", record.series(name))
+    line = Line("rank" if name == "rankme" else "", record.series(name))
     lines = [line]
     if name == "rankme":
         lines.append(Line("collapse", _constant(line, COLLAPSED_RANK), reference=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from hjepa.report.curves import charts_beside, charts_of, probe_charts
 from hjepa.report.pictures import Pictures
@@ -16,6 +17,7 @@ from hjepa.report.plot import Chart, lay_out
 from hjepa.report.records import Record
 from hjepa.report.summary import (
     figures_beside,
+    is_earned,
     key_figures,
     next_commands,
     notes_of,
@@ -36,6 +38,7 @@ def page_of_run(record: Record, pictures: Pictures) -> str:
         record=record,
         state=state_of(record),
         verdict=verdict_of(record),
+        earned=is_earned(record),
         figures=key_figures(record),
         probe_columns=columns,
         probe_rows=rows,
@@ -86,8 +89,13 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["script"] = _script
+    environment.filters |= {"script": _script, "breakable": _breakable}
     return environment.get_template(template).render(written=f"{datetime.now():%Y-%m-%d %H:%M}", **values)
+
+
+def _breakable(key: str) -> Markup:
+    """A dotted name that may be broken where its parts meet."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(key))))
 
 
 def _script(value: Any) -> Markup:

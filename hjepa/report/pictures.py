@@ -24,7 +24,7 @@ from hjepa.evaluation.evaluator import shares
 from hjepa.model.hjepa import HJEPA
 from hjepa.report.features import feature_strips, nearest
 from hjepa.report.records import Record
-from hjepa.report.samples import sample_rows
+from hjepa.report.samples import samples_of
 from hjepa.report.tiles import Strip, Tile, pixels_of, tile_of
 from hjepa.rng import permute
 
@@ -39,7 +39,7 @@ class Pictures:
     """What the page shows.
 
     Attributes:
-        samples: see `sample_rows`.
+        samples: see `samples_of`.
         features: the images, and what the encoder makes of them.
         neighbours: for each query its tile and those of its neighbours, the nearest first.
         encoder: which one is looked at.
@@ -49,7 +49,7 @@ class Pictures:
         gone: why something is missing, in words; empty where nothing is.
     """
 
-    samples: list[list[Tile]] = field(default_factory=list)
+    samples: list[list[list[Tile]]] = field(default_factory=list)
     features: list[Strip] = field(default_factory=list)
     neighbours: list[list[Tile]] = field(default_factory=list)
     encoder: str = ""
@@ -77,7 +77,7 @@ def draw(record: Record) -> Pictures:
     config = _offline(record.config)
     try:
         training = open_training(config.data, config.experiment.seed)
-        pictures.samples = sample_rows(config, training)
+        pictures.samples = samples_of(config, training)
         pictures.gone = _no_model(record)
         if record.saved is not None and not pictures.gone:
             model = create_hjepa_from_config(config)

@@ -16,6 +16,7 @@ Points = Sequence[tuple[int, float | None]]
 
 HEIGHT = 190  # of a plot, in pixels
 LABEL_HEIGHT = 17  # of the text at the end of a line
+LABEL_WIDTH, VALUE_WIDTH, LETTER_WIDTH = 148, 48, 7  # of that text at most, of its figure, of a letter
 MAX_POINTS = 500  # of a line; more could not be told apart
 LOG_RATIO = 40  # from this ratio of the largest to the smallest value on, a scale may be logarithmic
 
@@ -47,6 +48,7 @@ class Chart:
         note: what the figure means, in a few words.
         from_zero: the scale begins at zero.
         may_be_log: whether values far apart are shown on a logarithmic scale.
+        decimals: of a value; None for four significant digits.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Chart:
     note: str = ""
     from_zero: bool = False
     may_be_log: bool = False
+    decimals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,9 @@ def lay_out(chart: Chart) -> dict[str, Any] | None:
 
     Returns:
         `x`, `y`: ticks as (share of the axis from the left or the top, text); `lines`: of each the `path` in a square
-        of 1000, its `end` (share from the left and the top) or None, the place of its `label` in shares of the plot's
-        height, the text of its last `value`; `data`: what the page reads out at the pointer; `height` in pixels.
+        of 1000, its `end` (share from the left and the top), the place of its `label` in shares of the plot's
+        height, the text of its last `value`; `data`: what the page reads out at the pointer; in pixels the
+        `height` of the plot and the `width` of the labels.
     """
     lines = [line for line in chart.lines if any(value is not None for _, value in line.points)]
     values = [value for line in lines for _, value in line.points if value is not None]
@@ -98,6 +102,8 @@ def lay_out(chart: Chart) -> dict[str, Any] | None:
         return None
     x, y = Scale(min(0, *steps), max(max(steps), 1)), _value_scale(values, chart)
     height = max(HEIGHT, LABEL_HEIGHT * (len(lines) + 1))
+    longest = max(len(line.name) for line in lines)
+    ends = min(LABEL_WIDTH, VALUE_WIDTH + LETTER_WIDTH * (longest + (longest > 0)))
     drawn: list[dict[str, Any]] = []
     data = []
     for line in lines:
@@ -110,7 +116,7 @@ def lay_out(chart: Chart) -> dict[str, Any] | None:
                 "reference": line.reference,
                 "path": _path(points, x, y),
                 "end": (x(last_step), 1 - y(last)),
-                "value": number(last),
+                "value": number(last, chart.decimals),
             }
         )
         data.append({"x": [s for s, _ in points], "y": [None if v is None else _rounded(v) for _, v in points]})
@@ -120,12 +126,21 @@ def lay_out(chart: Chart) -> dict[str, Any] | None:
     return {
         "title": chart.title,
         "note": chart.note,
-        "x": [(x(tick), f"{tick:,.0f}") for tick in x.ticks(3)],
+        "x": [(x(tick), _step_text(tick)) for tick in x.ticks(4) if tick == round(tick)],
         "y": [(1 - y(tick), text) for tick, text in _named(y.ticks(4), y.log)],
         "log": y.log,
         "lines": drawn,
         "height": height,
-        "data": {"low": x.low, "high": x.high, "bottom": y.low, "top": y.high, "log": y.log, "lines": data},
+        "width": ends,
+        "data": {
+            "low": x.low,
+            "high": x.high,
+            "bottom": y.low,
+            "top": y.high,
+            "log": y.log,
+            "decimals": chart.decimals,
+            "lines": data,
+        },
     }
 
 
@@ -160,10 +175,12 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def number(value: float | None) -> str:
-    """Four significant digits; `-` for none."""
+def number(value: float | None, decimals: int | None = None) -> str:
+    """A figure with so many decimals, or four significant digits; `-` for none."""
     if value is None:
         return "-"
+    if decimals is not None:
+        return f"{value:.{decimals}f}"
     if value == 0:
         return "0"
     size = abs(value)
@@ -181,7 +198,7 @@ def _value_scale(values: Sequence[float], chart: Chart) -> Scale:
     if chart.from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= 1e-9 * max(abs(high), abs(low), 1e-30):
-        pad = abs(high) / 2 or 0.5
+        pad = abs(high) / 10 or 0.5
         return Scale(0.0 if chart.from_zero and low >= 0 else low - pad, high + pad)
     margin = 0.05 * (high - low)
     return Scale(low if chart.from_zero and low == 0 else low - margin, high + margin)
@@ -198,6 +215,10 @@ def _named(ticks: Sequence[float], log: bool) -> Iterator[tuple[float, str]]:
             digits = max(0, -math.floor(math.log10(step) + 1e-9))
             digits += round(step * 10**digits, 6) % 1 != 0  # 0.25
             yield tick, f"{tick:.{digits}f}"
+
+
+def _step_text(step: float) -> str:
+    return f"{step / 1000:g}k" if step >= 1000 else f"{step:.0f}"
 
 
 def _path(points: Points, x: Scale, y: Scale) -> str:

@@ -20,8 +20,8 @@ from hjepa.report.tiles import Rect, Tile, pixels_of, tile_of
 NUM_SAMPLES = 4
 
 
-def sample_rows(config: Config, sources: list[Source]) -> list[list[Tile]]:
-    """A row for each view of each sample, and one for its local crops.
+def samples_of(config: Config, sources: list[Source]) -> list[list[list[Tile]]]:
+    """Of each sample a row for each view, and one for its local crops.
 
     Args:
         config: of the run.
@@ -32,7 +32,7 @@ def sample_rows(config: Config, sources: list[Source]) -> list[list[Tile]]:
     """
     grid, levels = grid_of(config), config.model.num_hierarchies
     batches = Batches(config.data, sources, BlockMasks(config.masking, grid, levels), config.experiment.seed)
-    return [row for p in range(min(NUM_SAMPLES, batches.batch_size)) for row in _rows_of(config, batches, p)]
+    return [list(_rows_of(config, batches, p)) for p in range(min(NUM_SAMPLES, batches.batch_size))]
 
 
 def _rows_of(config: Config, batches: Batches, position: int) -> Iterator[list[Tile]]:

@@ -16,6 +16,7 @@ from hjepa.report.plot import number
 from hjepa.report.records import Record
 
 PROBES = (("knn", "k-NN"), ("linear", "Linear"), ("patch_where", "Patch: where"), ("patch_what", "Patch: what"))
+PERCENT = "\N{NO-BREAK SPACE}%"
 _PROBE = re.compile(rf"({'|'.join(name for name, _ in PROBES)})(?:_(.+))?")
 
 
@@ -82,9 +83,16 @@ def worth_of(record: Record) -> str:
         other = probed.get(f"knn{suffix}")
         if other is not None:
             gap = knn - other
-            parts.append(f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name} ({other:.1f} %)")
+            parts.append(f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} {name} ({other:.1f}{PERCENT})")
     beside = f", {' and '.join(parts)}" if parts else ""
-    return f"k-NN accuracy {knn:.1f} % at step {max(record.evaluations):,}{beside}."
+    return f"k-NN accuracy {knn:.1f}{PERCENT} at step {max(record.evaluations):,}{beside}."
+
+
+def is_earned(record: Record) -> bool:
+    """Whether the encoder is not behind what costs nothing, as far as is known."""
+    knn = record.probed.get("knn")
+    others = (record.probed.get(f"knn{suffix}") for suffix in ("_pixels", "_random"))
+    return knn is None or all(other is None or knn >= other for other in others)
 
 
 def key_figures(record: Record) -> list[tuple[str, str]]:
@@ -93,10 +101,10 @@ def key_figures(record: Record) -> list[tuple[str, str]]:
     for name, title in PROBES[:2]:
         value = record.probed.get(name)
         if value is not None:
-            found.append((f"{value:.1f} %", f"{title} accuracy"))
+            found.append((f"{value:.1f}{PERCENT}", f"{title} accuracy"))
     found.append((f"{record.last_step:,}", "steps"))
     if record.seconds is not None:
-        found.append((amount_of_time(record.seconds), "in all"))
+        found.append((amount_of_time(record.seconds), "to the last save"))
     speed = _median(record, "images_per_second")
     if speed is not None:
         found.append((f"{speed:,.0f}", "images/s (median)"))
@@ -145,7 +153,7 @@ def figures_beside(records: Sequence[Record]) -> list[Row]:
         Row("verdict", tuple(_short_verdict(record) for record in records)),
         Row("steps", tuple(f"{record.last_step:,}" for record in records)),
         Row("images seen", tuple(f"{record.last_step * record.config.data.images_per_step:,}" for record in records)),
-        Row("time", tuple("-" if r.seconds is None else amount_of_time(r.seconds) for r in records)),
+        Row("time to the last save", tuple("-" if r.seconds is None else amount_of_time(r.seconds) for r in records)),
     ]
     for probe, title in PROBES:
         for suffix, name in (("", "%"), ("_pixels", "raw pixels, %"), ("_random", "untrained, %")):
@@ -219,7 +227,7 @@ def notes_of(record: Record) -> list[str]:
 def _short_verdict(record: Record) -> str:
     if not record.steps:
         return "-"
-    return "; ".join(finding.partition(":")[0] for finding in record.findings) or "healthy"
+    return "; ".join(finding.partition(" since step ")[0] for finding in record.findings) or "healthy"
 
 
 def _known(record: Record, name: str) -> list[float]:

@@ -1,6 +1,7 @@
 "use strict";
 // Curves are drawn by the page itself; this reads them out at the pointer or by the arrow keys.
-const short = value => {
+const short = (value, decimals) => {
+  if (decimals !== null) return value.toFixed(decimals);
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace("e+", "e");
@@ -33,7 +34,7 @@ for (const chart of document.querySelectorAll(".chart")) {
     data.lines.forEach((line, i) => {
       const at = nearest(line.x, step), value = line.y[at];
       const known = value !== null && step >= line.x[0] && step <= line.x[line.x.length - 1];
-      values[i].textContent = known ? short(value) : "-";
+      values[i].textContent = known ? short(value, data.decimals) : "-";
       dots[i].style.visibility = known ? "visible" : "hidden";
       if (known) { dots[i].style.left = across(line.x[at]) + "%"; dots[i].style.top = down(value) + "%"; }
     });
