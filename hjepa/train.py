@@ -127,7 +127,11 @@ def fit(run: Run) -> None:
     assert run.schedules is not None, "plan comes first"
     if run.folder is not None:
         run.folder.write_config(dump_config(run.config))
-        started = {"step": run.progress.step, "processes": run.fabric.world_size, **environment(run.fabric.device)}
+        started = {
+            "after step": run.progress.step,
+            "processes": run.fabric.world_size,
+            **environment(run.fabric.device),
+        }
         run.folder.note(ENVIRONMENT, started)
         run.writer = Writer(run.folder.checkpoints, run.config.checkpoint.keep_last_k)
         require_room(run)

@@ -102,8 +102,9 @@ def _no_model(record: Record) -> str:
     """Why there is no encoder to look at, or an empty text."""
     if record.saved is None:
         return record.missing
-    before, now = dict(flat(record.saved.config["model"])), dict(flat(record.config.model_dump(mode="json")["model"]))
-    differing = [f"model.{key}" for key in sorted(before | now) if before.get(key) != now.get(key)]
+    before, now = dict(flat(record.saved.config)), dict(flat(record.config.model_dump(mode="json")))
+    shapes = [key for key in sorted(before | now) if key.startswith(("model.", "loss.", "data.image_size"))]
+    differing = [key for key in shapes if before.get(key) != now.get(key)]
     return f"config.yaml is not what the checkpoint was trained with: {', '.join(differing)}" if differing else ""
 
 
@@ -122,6 +123,9 @@ def _look(pictures: Pictures, model: HJEPA, config: Config, training: list[Sourc
 
     asked = _choose(queries, NUM_IMAGES, config)
     encoded = encoder(asked.images, taps=model.taps)
+    if not all(part.isfinite().all() for part in (encoded.tokens, *encoded.taps)):
+        pictures.gone = "the encoder's features are not finite"
+        return
     shown = pixels_of(asked.images, config.data.augmentation)
     tiles = [tile_of(picture, f"image {i + 1}") for i, picture in enumerate(shown)]
     pictures.features = [Strip("Image", pictures.part, tiles), *feature_strips(model, encoded)]
