@@ -30,7 +30,7 @@ from hjepa.rng import permute
 
 NUM_IMAGES, NUM_NEIGHBOURS = 8, 5
 # Among how many images neighbours are looked for; fewer for a large encoder, whose multiplications have a limit.
-BANK, SMALLEST_BANK, BUDGET = 256, 64, 2e12
+BANK, SMALLEST_BANK, BUDGET = 256, 32, 5e11
 BATCH = 32
 
 
