@@ -3,7 +3,9 @@
 import fcntl
 import json
 import re
+import shlex
 import shutil
+import sys
 from html import unescape
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hjepa import checkpoint
+from hjepa.cli import main
 from hjepa.config import load_config
 from hjepa.console import Console
 from hjepa.errors import ConfigError, StorageError
@@ -60,6 +63,14 @@ def text_of(page: str) -> str:
 
 def records(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def hjepa(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """A command line, in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["hjepa", *words])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    return int(ending.value.code or 0)
 
 
 def titles(page: str) -> list[str]:
@@ -208,15 +219,27 @@ def test_a_run_without_checkpoint_or_record_still_has_a_page(copy: Path) -> None
     assert "--resume" in text
 
 
-def test_a_stopped_run_names_the_command_that_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_run_names_the_command_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_of(tmp_path / "a run", "training.max_steps=3", "evaluation.eval_frequency=0")
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(config.replace("max_steps: 3", "max_steps: null"))
     text = text_of(page_of(run))
     assert "stopped at step 3 of 32" in text
     assert f"hjepa train '{run}/config.yaml' --resume" in text
-    moved = run.rename(tmp_path / "moved")
-    assert f"{moved}/config.yaml experiment.output_dir={moved} --resume" in text_of(page_of(moved))
+    moved = run.rename(tmp_path / "moved to")
+    (command,) = re.findall(r"<code>(hjepa train .* --resume)</code>", unescape(page_of(moved)))
+    assert hjepa(monkeypatch, *shlex.split(command)[1:]) == 0
+    capsys.readouterr()
+    assert hjepa(monkeypatch, "report", str(moved)) == 0
+    assert capsys.readouterr().out == f"Report: {moved / 'report.html'}\n"
+    text = text_of((moved / "report.html").read_text())
+    assert "finished: 32 steps" in text
+    assert "As of the last of 2 starts" in text
+    assert chart(page_of(moved), "Loss")["lines"][0]["x"] == list(range(1, 33))
+    assert hjepa(monkeypatch, "report", str(tmp_path)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_run_that_goes_on_is_said_to(copy: Path) -> None:
