@@ -110,6 +110,7 @@ def test_figures_are_those_of_the_record(finished: Path) -> None:
     text, last = text_of(page), probes[-1]
     gap = last["eval/knn"] - last["eval/knn_pixels"]
     assert "finished: 32 steps" in text
+    assert "Healthy: no sign" in text
     assert f"k-NN accuracy {last['eval/knn']:.1f} % at step 32" in text
     assert f"{abs(gap):.1f} points {'above' if gap >= 0 else 'below'} raw pixels" in text
     for name, title in (
@@ -186,6 +187,7 @@ def test_parts_that_a_run_lacks_are_left_out(name: str, tmp_path: Path) -> None:
     assert absent not in text
     assert "was not measured (evaluation.eval_frequency=0)" in text
     assert "finished: 2 steps" in text  # max_steps
+    assert "Too early to tell" in text
     assert titles(page)[0] == "How it went"
     assert "Nearest neighbours" in titles(page)
 

@@ -50,9 +50,9 @@ def write_report(paths: Sequence[Path], output: Path | None = None, running: boo
 
 
 def write_after_run(path: Path, console: Console) -> None:
-    """Write a finished run's page; whatever fails there is a warning, since the run itself is done and saved."""
+    """Write a finished run's page; what fails or is interrupted there is a warning: the run is done and saved."""
     try:
         console.say(f"Report: {write_report([path], running=False)}")
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         console.warn(f"no report was written ({reason}); hjepa report {path} tries again")

@@ -12,7 +12,7 @@ from hjepa.report.records import Record
 # Figures of one line each: name in the record, title, what it means, scale from zero, may be logarithmic.
 SINGLE = (
     ("rankme", "RankMe", "effective number of directions of embeddings", True, False),
-    ("lr", "Learning rate", "after each step", True, False),
+    ("lr", "Learning rate", "as scheduled", True, False),
     ("momentum", "Momentum of the target", "share of itself that it keeps in a step", False, False),
     ("grad_norm", "Gradient norm", "before clipping", True, True),
     ("update", "Largest update", "of the last block, relative", True, True),

@@ -16,7 +16,7 @@ Points = Sequence[tuple[int, float | None]]
 
 HEIGHT = 190  # of a plot, in pixels
 LABEL_HEIGHT = 17  # of the text at the end of a line
-LABEL_WIDTH, VALUE_WIDTH, LETTER_WIDTH = 148, 48, 7  # of that text at most, of its figure, of a letter
+LABEL_WIDTH, VALUE_WIDTH, LETTER_WIDTH = 148, 54, 7  # of that text at most, of its figure, of a letter
 MAX_POINTS = 500  # of a line; more could not be told apart
 LOG_RATIO = 40  # from this ratio of the largest to the smallest value on, a scale may be logarithmic
 

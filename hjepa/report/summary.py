@@ -16,6 +16,7 @@ from hjepa.report.plot import number
 from hjepa.report.records import Record
 
 PROBES = (("knn", "k-NN"), ("linear", "Linear"), ("patch_where", "Patch: where"), ("patch_what", "Patch: what"))
+ENOUGH = 5  # lines of the record, of which the slowest sign of trouble needs as many
 PERCENT = "\N{NO-BREAK SPACE}%"
 _PROBE = re.compile(rf"({'|'.join(name for name, _ in PROBES)})(?:_(.+))?")
 
@@ -55,7 +56,7 @@ def state_of(record: Record) -> str:
     if planned is None:
         return f"stopped at step {step:,}, before its first checkpoint"
     if step >= planned:
-        return f"finished: {step:,} steps"
+        return f"finished: {step:,} step{'s' if step > 1 else ''}"
     return f"stopped at step {step:,} of {planned:,}"
 
 
@@ -65,6 +66,8 @@ def verdict_of(record: Record) -> list[str]:
         health = "No step has been recorded."
     elif record.findings:
         health = "Not healthy: " + "; ".join(record.findings) + "."
+    elif len(record.steps) < ENOUGH:
+        health = f"Too early to tell whether it is healthy: {len(record.steps)} line(s) of the record."
     else:
         health = "Healthy: no sign of collapse or divergence in the record."
     return [health, worth_of(record)]

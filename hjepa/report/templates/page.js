@@ -35,7 +35,7 @@ for (const chart of document.querySelectorAll(".chart")) {
       const at = nearest(line.x, step), value = line.y[at];
       const known = value !== null && step >= line.x[0] && step <= line.x[line.x.length - 1];
       values[i].textContent = known ? short(value, data.decimals) : "-";
-      dots[i].style.visibility = known ? "visible" : "hidden";
+      dots[i].style.visibility = known && !dots[i].classList.contains("reference") ? "visible" : "hidden";
       if (known) { dots[i].style.left = across(line.x[at]) + "%"; dots[i].style.top = down(value) + "%"; }
     });
   };
