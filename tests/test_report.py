@@ -283,6 +283,18 @@ def test_a_checkpoint_that_does_not_belong_to_the_config_is_not_drawn(copy: Path
     assert "no intact checkpoint" in text_of(page_of(copy))
 
 
+def test_an_encoder_that_is_not_finite_is_not_drawn(copy: Path) -> None:
+    saved, _ = checkpoint.load_newest(copy / "checkpoints")
+    assert saved is not None
+    shutil.rmtree(copy / "checkpoints")
+    broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in saved.weights.items()}
+    checkpoint.save(copy / "checkpoints", saved.step, broken, saved.trainer, saved.config)
+    page = page_of(copy)
+    assert "the encoder's features are not finite" in text_of(page)
+    assert "What it makes of images" not in titles(page)
+    assert "What it was shown" in titles(page)
+
+
 def test_text_is_text_and_never_a_part_of_the_page(copy: Path) -> None:
     odd = copy.rename(copy.parent / "<b>&'run")
     config = (odd / "config.yaml").read_text()
