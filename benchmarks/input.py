@@ -1,7 +1,8 @@
 """From files to views: `python benchmarks/input.py [FOLDER]`.
 
-Each part of the way alone, beside what is usually done in its place, in turns; then the share of a training step in which
-the device waits for its batch. FOLDER holds class folders of images; JPEG files of 500 x 375 are made when it is not given.
+Each part of the way alone, beside what is usually done in its place, in turns; then the share of a training step in
+which the device waits for its batch. FOLDER holds class folders of images; JPEG files of 500 x 375 are made when it is
+not given.
 """
 
 from __future__ import annotations

@@ -193,6 +193,20 @@ def export(
     write_out(run, to, output, online)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folder of a run, or of several to compare.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write: report.html in the run's folder when not given."),
+    ] = None,
+) -> None:
+    """Write one page of HTML about a run: curves, probes, pictures, settings; or about several side by side."""
+    from hjepa.report import write_report
+
+    typer.echo(f"Report: {write_report(runs, output)}")
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")

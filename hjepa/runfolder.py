@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 BAD_IMAGES = "bad_images.jsonl"
+ENVIRONMENT = "environment.jsonl"
 
 _locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])

@@ -19,14 +19,16 @@ from hjepa.data.workers import Loader, watched
 from hjepa.device import forget_peak, is_out_of_memory, peak_memory
 from hjepa.diagnosis import Diagnosis, Spikes
 from hjepa.distributed import ending_together
+from hjepa.environment import environment
 from hjepa.errors import DivergedError, MemoryFullError
 from hjepa.evaluate import probe, show_results
 from hjepa.facade import make_callable
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
+from hjepa.report import write_after_run
 from hjepa.run import Run, build, open_fabric
-from hjepa.runfolder import BAD_IMAGES, RunFolder
+from hjepa.runfolder import BAD_IMAGES, ENVIRONMENT, RunFolder
 from hjepa.signals import LateReader
 from hjepa.step import describe, take_step
 from hjepa.writer import Writer
@@ -64,6 +66,8 @@ def train(
                 console.warn(
                     f"{len(run.quarantine.found)} image file(s) could not be read: {run_path(config) / BAD_IMAGES}"
                 )
+            if folder is not None and config.logging.use_report:
+                write_after_run(folder.path, console)
             show_results(console, run.results, run_path(config))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -129,6 +133,12 @@ def fit(run: Run) -> None:
     assert run.schedules is not None, "plan comes first"
     if run.folder is not None:
         run.folder.write_config(dump_config(run.config))
+        started = {
+            "after step": run.progress.step,
+            "processes": run.fabric.world_size,
+            **environment(run.fabric.device),
+        }
+        run.folder.note(ENVIRONMENT, started)
         run.writer = Writer(run.folder.checkpoints, run.config.checkpoint.keep_last_k)
         require_room(run)
     try:

@@ -28,6 +28,7 @@ SMALL = (
     "evaluation.max_train=48",
     "evaluation.max_test=32",
     "logging.use_tensorboard=false",
+    "logging.use_report=false",
     "logging.log_frequency=1",
     "device=cpu",
 )

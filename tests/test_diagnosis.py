@@ -29,6 +29,7 @@ QUICK = (
     "evaluation.eval_frequency=0",
     "logging.log_frequency=10",
     "logging.use_tensorboard=false",
+    "logging.use_report=false",
     "checkpoint.save_frequency=0",
     "device=cpu",
 )

@@ -56,6 +56,7 @@ TINY = (
     "evaluation.linear=false",
     "evaluation.dense=false",
     "logging.use_tensorboard=false",
+    "logging.use_report=false",
     "logging.log_frequency=1",
     "device=cpu",
 )

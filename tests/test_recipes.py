@@ -58,6 +58,7 @@ def test_recipe_runs(
     found = capsys.readouterr()
     assert "Model created: HJEPA with" in found.out
     assert found.err == ""
+    assert (tmp_path / "run" / "report.html").stat().st_size < 5e6
     if name == "folder.yaml":
         assert results == {}
         assert "folder: 18 images" in found.out

@@ -1585,6 +1585,13 @@ def _(tmp_path: Path) -> None:
     assert b"loss/level0" in events.read_bytes()
 
 
+@witness("logging.use_report")
+def _(tmp_path: Path) -> None:
+    for name in ("true", "false"):
+        left = run_of(tmp_path / name, f"logging.use_report={name}", "training.max_steps=1")
+        assert (left.folder / "report.html").exists() == (name == "true")
+
+
 STAND_IN = """
 calls = []
 class Run:

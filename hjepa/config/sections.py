@@ -225,4 +225,5 @@ class Logging(Section):
 
     log_frequency: Positive = Field(10, description="optimizer steps between lines of metrics.jsonl")
     use_tensorboard: Bool = Field(True, description="curves in the run's tensorboard/ folder")
+    use_report: Bool = Field(True, description="a page about the run, report.html, when it has finished")
     wandb: WandB = WandB()
