@@ -203,6 +203,8 @@ def next_commands(record: Record) -> list[tuple[str, str]]:
         found.append((f"hjepa train {config}{place} --resume", "go on to the end"))
     if record.saved is not None:
         found.append((f"hjepa eval {path}", "probe the newest checkpoint again"))
+        found.append((f"hjepa embed {path} ./photos -o features.npy", "what the encoder says of your images"))
+        found.append((f"hjepa export {path} --to timm -o encoder.safetensors", "carry the encoder elsewhere"))
     found.append((f"hjepa report {path} ANOTHER_RUN", "compare with another run"))
     if (record.path / "tensorboard").is_dir():
         found.append((f"tensorboard --logdir {shlex.quote(str(record.path / 'tensorboard'))}", "all curves, live"))

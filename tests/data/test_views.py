@@ -196,6 +196,16 @@ def test_a_view_is_the_same_in_any_batch() -> None:
         close(alone, together[rows], 1e-5)
 
 
+def test_a_cpu_draws_many_views_in_parts_that_fit_its_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Augmentation(color_jitter=0.4, grayscale=0.5, gaussian_blur=0.5, solarization=0.5)
+    images = torch.randint(0, 256, (7, 3, 20, 24), dtype=torch.uint8)
+    drawn = draw_views(config, 0, "view", np.arange(7), np.full((7, 2), 24, np.float32))
+    views = Views(config, 16)
+    whole = views(images, drawn)
+    monkeypatch.setattr("hjepa.data.views.CPU_BYTES", 3 * 3 * 4 * 16**2)  # three at a time
+    torch.testing.assert_close(views(images, drawn), whole, rtol=0, atol=1e-6)
+
+
 def test_output_is_plain_and_input_is_untouched() -> None:
     images = random_images(4, 20, 20)
     before = images.clone()
