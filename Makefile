@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint check audit clean
+.PHONY: train test lint check bench audit clean
 
 train: $(STAMP)
 	$(BIN)/hjepa train configs/quickstart.yaml --resume
@@ -21,6 +21,10 @@ lint: $(STAMP)
 # What CI runs after make test.
 check: lint
 	$(BIN)/python -m pytest -m slow
+
+# Everything that is measured, into docs/performance.md; the machine should have nothing else to do for an hour.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench.py
 
 # Known vulnerabilities in what is installed; where no advisory service can be reached, it says so and is content.
 audit: $(STAMP)

@@ -127,7 +127,8 @@ def main() -> None:
             batch = args.batch or max(2, BATCHES[size] // tokens)
             for amp in ("false", "true") if args.amp == "both" else (args.amp,):
                 rows += measure(size, image, patch, batch, amp, args)
-                print(table(HEAD, rows), flush=True)
+                print(*rows[-2 - len(args.peer) :], sep="\n", file=sys.stderr, flush=True)
+    print(table(HEAD, rows))
 
 
 HEAD = [
