@@ -9,10 +9,15 @@ import torch
 from hjepa.config import Config, load_config
 from hjepa.grid import Grid
 from hjepa.model.hjepa import HJEPA
+from hjepa.released import start_from
 
 
-def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
-    """The model that a config (or its file) describes, with the weights of its seed.
+def create_hjepa_from_config(config: Config | str | Path, continued: bool = False) -> HJEPA:
+    """The model that a config (or its file) describes, with the weights of its seed or of `model.pretrained`.
+
+    Args:
+        config: the whole of a run.
+        continued: other weights will take the place of these, so that no file of them is read.
 
     Raises:
         ConfigError: when the config is refused.
@@ -20,9 +25,12 @@ def create_hjepa_from_config(config: Config | str | Path) -> HJEPA:
     if not isinstance(config, Config):
         config = load_config(config)
     torch.manual_seed(config.experiment.seed)
-    loss = config.loss
-    model = HJEPA(config.model, grid_of(config), loss.has_image_level, loss.predicts, loss.predict_every)
+    loss, source = config.loss, config.model.pretrained
+    settings = config.model.model_copy(update={"pretrained": False}) if continued else config.model
+    model = HJEPA(settings, grid_of(config), loss.has_image_level, loss.predicts, loss.predict_every)
     model.set_gradient_checkpointing(config.training.use_gradient_checkpointing)
+    if isinstance(source, str) and not continued:
+        start_from(model, source)
     return model
 
 

@@ -117,7 +117,7 @@ def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, f
     kind = choose(config.device)
     precision(kind, config.training.use_amp)  # or a line that says why not
     device = torch.device(kind.name)
-    model = create_hjepa_from_config(config)
+    model = create_hjepa_from_config(config, continued=True)
     model.load_state_dict(saved.weights)
     evaluator = build_evaluator(config, device)
     if isinstance(evaluator, str):

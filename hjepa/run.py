@@ -195,7 +195,7 @@ def build(
         console.warn(line)
 
     console.say("Creating model...")
-    model = create_hjepa_from_config(config)
+    model = create_hjepa_from_config(config, continued=saved is not None)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
     arithmetic = precision(kind, config.training.use_amp)

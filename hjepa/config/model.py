@@ -17,6 +17,7 @@ from hjepa.config.types import (
     Pixels,
     Positive,
     Rate,
+    Released,
     Scale,
     Section,
     Switch,
@@ -96,7 +97,10 @@ class Model(Section):
     whiten_patches: Bool = Field(
         False, description="patch filters start as random directions of the data's whitened patches"
     )
-    pretrained: Bool = Field(False, description="start from timm's released weights of encoder_type")
+    pretrained: Released = Field(
+        False,
+        description="start from timm's released weights of encoder_type, or from a file (timm, I-JEPA) or a run",
+    )
     drop_path_rate: Rate = Field(
         0.0, description="stochastic depth of the context encoder, growing linearly to this rate"
     )
@@ -163,12 +167,14 @@ class Model(Section):
                 f"rotary positions need a head width that is a multiple of 4, got {shape.embed_dim // shape.num_heads}"
                 f" ({shape.embed_dim}/{shape.num_heads}); try {shape.fitting(rotary)}",
             )
-        if self.pretrained:
+        if self.pretrained and self.whiten_patches:
+            reason = "it would replace the filters that training starts from; set it to false"
+            yield Conflict(("whiten_patches", "pretrained"), f"excluded by pretrained: {reason}")
+        if self.pretrained is True:
             for wrong, key, reason in (
                 (self.encoder_type == OWN_SHAPE, "encoder_type", "no weights were released for it; choose a timm name"),
                 (self.rope.use_rope, "rope.use_rope", "the released weights have learned positions; set it to false"),
                 (self.use_layerscale, "use_layerscale", "the released weights have none; set it to false"),
-                (self.whiten_patches, "whiten_patches", "it would replace the released filters; set it to false"),
             ):
                 if wrong:
                     yield Conflict((key, "pretrained"), f"excluded by pretrained: {reason}")

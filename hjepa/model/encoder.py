@@ -220,7 +220,7 @@ def build_backbone(config: Model, image_size: int) -> Backbone:
         init_values=init_values,
         drop_path_rate=config.drop_path_rate,
     )
-    if config.pretrained:
+    if config.pretrained is True:
         adopt_weights(vit, _released_model(config.encoder_type, image_size, shape))
     return ViTBackbone(vit, config.use_flash_attention)
 
