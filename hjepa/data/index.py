@@ -143,8 +143,7 @@ def open_index(top: Path, root: Path, classes: bool = False) -> Index:
     Raises:
         DataError: a folder cannot be listed.
     """
-    # All that an index depends on beside the folder itself; without links, `root` is not of it.
-    identity = b"\0".join([os.fsencode(top), b"classes" if classes else b"all", ",".join(EXTENSIONS).encode()])
+    identity = identity_of(top, classes)
     file = indexfile.place(identity)
     if file is not None:
         try:
@@ -163,6 +162,11 @@ def open_index(top: Path, root: Path, classes: bool = False) -> Index:
         except (OSError, Damaged):
             pass
     return index
+
+
+def identity_of(top: Path, classes: bool = False) -> bytes:
+    """All that an index depends on beside what lies in the folder; without links, the root is not of it."""
+    return b"\0".join([os.fsencode(top), b"classes" if classes else b"all", ",".join(EXTENSIONS).encode()])
 
 
 def _mapped_again(top: str, file: str, checksum: int) -> Index:

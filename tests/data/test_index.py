@@ -20,7 +20,7 @@ from layouts import refused
 
 from hjepa.data import indexfile, walk
 from hjepa.data.files import ClassFolderSource, FolderSource, has_test
-from hjepa.data.index import Paths, open_index
+from hjepa.data.index import Paths, identity_of, open_index
 from hjepa.data.indexfile import Tables
 from hjepa.data.source import Source
 
@@ -336,9 +336,8 @@ def forged(root: Path, cache: Path, names: bytes) -> Path:
     """An index with these names that passes for the folder's."""
     file = remember(root, cache)
     folder, state = bytearray(b"\0"), [walk.state_of(str(root))]
-    identity = b"\0".join((os.fsencode(root), b"all", ",".join(walk.EXTENSIONS).encode()))
-    assert indexfile.place(identity) == str(file)
-    indexfile.save(str(file), identity, Tables.of(bytearray(names), folder, [0], state))
+    assert indexfile.place(identity_of(root)) == str(file)
+    indexfile.save(str(file), identity_of(root), Tables.of(bytearray(names), folder, [0], state))
     return file
 
 
