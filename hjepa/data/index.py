@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from hjepa.data import indexfile
 from hjepa.data.indexfile import Damaged, Int64, Tables
@@ -29,6 +29,14 @@ _PART = 1024
 _THREADS = 16
 
 
+class Remembered(NamedTuple):
+    """Where an index lies on the disk, its checksum, and whether it is of class folders alone."""
+
+    file: str
+    checksum: int
+    classes: bool
+
+
 @dataclass
 class Index:
     """Image files under `top` in the order of `walk`, each a number.
@@ -37,13 +45,13 @@ class Index:
         top: absolute path of the folder.
         tables: names of files and folders.
         left_out: links that lead out and were not followed.
-        remembered: file and checksum of the index on the disk, where `tables` lies in it.
+        remembered: the file that `tables` is mapped from, if any.
     """
 
     top: str
     tables: Tables
     left_out: tuple[str, ...] = ()
-    remembered: tuple[str, int] | None = None
+    remembered: Remembered | None = None
 
     def __len__(self) -> int:
         return len(self.tables.files)
@@ -56,8 +64,10 @@ class Index:
         """
         name = self.tables.files[number]
         if b"\0" in name or b"/../" in b"/%b/" % name or name[:1] in (b"", b"/"):
-            where = self.remembered[0] if self.remembered else "memory"
-            raise DataError(f"the index of {self.top} names {name!r}, which is not in it; delete {where}")
+            assert self.remembered, "no walk finds such a name"
+            raise DataError(
+                f"the index of {self.top} names {name!r}, which is not in it; delete {self.remembered.file}"
+            )
         return os.path.join(self.top, os.fsdecode(name))
 
     def classes(self) -> dict[str, tuple[int, int]]:
@@ -92,7 +102,7 @@ class Index:
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that is not a fork maps the same file again; names that lie in memory travel.
         if self.remembered:
-            return _mapped_again, (self.top, *self.remembered)
+            return _arrived, (self.top, self.remembered)
         return Index, (self.top, self.tables, self.left_out)
 
 
@@ -148,7 +158,7 @@ def open_index(top: Path, root: Path, classes: bool = False) -> Index:
     if file is not None:
         try:
             tables, checksum = indexfile.load(file, identity)
-            index = Index(str(top), tables, remembered=(file, checksum))
+            index = Index(str(top), tables, remembered=Remembered(file, checksum, classes))
             if index.is_current():
                 indexfile.touch(file)
                 return index
@@ -158,7 +168,7 @@ def open_index(top: Path, root: Path, classes: bool = False) -> Index:
     if file is not None and lasting:
         try:
             checksum = indexfile.save(file, identity, index.tables)
-            return _mapped_again(index.top, file, checksum)  # and what the walk took is given back
+            return _mapped(index.top, Remembered(file, checksum, classes))  # and what the walk took is given back
         except (OSError, Damaged):
             pass
     return index
@@ -169,9 +179,25 @@ def identity_of(top: Path, classes: bool = False) -> bytes:
     return b"\0".join([os.fsencode(top), b"classes" if classes else b"all", ",".join(EXTENSIONS).encode()])
 
 
-def _mapped_again(top: str, file: str, checksum: int) -> Index:
-    """The index that was written or checked a moment ago, by this process or the one that started it."""
-    return Index(top, indexfile.remap(file, checksum), remembered=(file, checksum))
+def _mapped(top: str, remembered: Remembered) -> Index:
+    return Index(top, indexfile.remap(remembered.file, remembered.checksum), remembered=remembered)
+
+
+def _arrived(top: str, remembered: Remembered) -> Index:
+    """The same index in another process.
+
+    Another computer may share the cache and have other folders of that name, so its index may have taken the place.
+
+    Raises:
+        DataError: the folder has changed since.
+    """
+    try:
+        return _mapped(top, remembered)
+    except (OSError, Damaged):
+        index, _ = _listed(Path(top), Path(top), remembered.classes)
+        if indexfile.checksum_of(identity_of(Path(top), remembered.classes), index.tables) != remembered.checksum:
+            raise DataError(f"{top} changed while loader processes were started; start again") from None
+        return index
 
 
 @dataclass

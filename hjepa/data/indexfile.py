@@ -109,14 +109,7 @@ def save(file: str, identity: bytes, tables: Tables) -> int:
     folder = os.path.dirname(file)
     Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
     _sweep(folder)
-    files, folders = tables.files, tables.folders
-    sizes = _SIZES.pack(len(folders), len(files), len(identity), len(folders.text), len(files.text))
-    arrays = (tables.states, tables.first, folders.ends, files.ends)
-    long = [np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size]
-    parts: list[bytes | memoryview] = [sizes, *long, identity, folders.text.data, files.text.data]
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
+    parts, checksum = _parts(identity, tables), checksum_of(identity, tables)
     descriptor, beside = tempfile.mkstemp(dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as stream:
@@ -128,6 +121,14 @@ def save(file: str, identity: bytes, tables: Tables) -> int:
         with suppress(OSError):
             os.unlink(beside)
         raise
+    return checksum
+
+
+def checksum_of(identity: bytes, tables: Tables) -> int:
+    """CRC-32 of what `save` writes."""
+    checksum = 0
+    for part in _parts(identity, tables):
+        checksum = zlib.crc32(part, checksum)
     return checksum
 
 
@@ -188,6 +189,15 @@ def _map(file: str, checksum: int) -> tuple[Tables, bytes]:
         raise Damaged(f"{file} has folders in no order")
     tables = Tables(Names(files, file_ends), Names(folders, folder_ends), first, states.reshape(-1, 3))
     return tables, identity.tobytes()
+
+
+def _parts(identity: bytes, tables: Tables) -> list[bytes | memoryview]:
+    """What follows the checksum in a file."""
+    files, folders = tables.files, tables.folders
+    sizes = _SIZES.pack(len(folders), len(files), len(identity), len(folders.text), len(files.text))
+    arrays = (tables.states, tables.first, folders.ends, files.ends)
+    numbers = [np.ascontiguousarray(array).data.cast("B") for array in arrays if array.size]
+    return [sizes, *numbers, identity, folders.text.data, files.text.data]
 
 
 def _exactly(data: bytes, size: int) -> bytes:
