@@ -159,9 +159,8 @@ def describe_data(report: Report, config: Config, all_images: bool) -> None:
     mixture = mixture_of(config.data, sources, config.experiment.seed)
     for source, share in zip(sources, mixture.counts / mixture.epoch_size, strict=True):
         text = f"{TITLES[source.name]}: {len(source)} images, {100 * share:.0f} % of an epoch"
-        indices = np.arange(len(source))
-        if not all_images:
-            indices = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(np.int64))
+        some = np.unique(np.linspace(0, len(source) - 1, min(64, len(source))).astype(np.int64))
+        indices = np.arange(len(source)) if all_images else some
         bad = _unreadable(source, indices)
         looked = "all" if len(indices) == len(source) else str(len(indices))
         if source.left_out:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
-
 from hjepa.console import Console
 from hjepa.data.bad_files import listed
 from hjepa.data.files import FileSource
@@ -44,7 +42,7 @@ class Quarantine:
         for source in sources:
             if isinstance(source, FileSource):
                 self._sources.append(source)
-                again = np.flatnonzero([path in self.found for path in source.paths]) if self.found else np.arange(0)
+                again = source.positions(self.found)
                 if len(again):
                     source.read(again)
                 mended = {source.paths[i] for i in again} - source.bad_files.found.keys()

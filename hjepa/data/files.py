@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,29 +13,16 @@ import torch
 
 from hjepa.data.bad_files import BadFiles, listed
 from hjepa.data.decode import ImageError, decode, true_size
+from hjepa.data.index import Paths, open_index
 from hjepa.data.source import Float32, Int64, Read, Source, UInt8
+from hjepa.data.walk import LOOKED_FOR, class_names, has_two, inside
 from hjepa.errors import DataError
 from hjepa.rng import permute
 
-EXTENSIONS = (
-    ".bmp",
-    ".gif",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 MAX_THREADS = 8
 
 _HOLD_OUT_SEED = 0
 _SUBSTITUTE_SEED = 0
-_LOOKED_FOR = f"{', '.join(EXTENSIONS)}; hidden files and links that lead out of the folder are left out"
 
 
 class FileSource(Source):
@@ -56,13 +43,13 @@ class FileSource(Source):
         left_out: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self.paths = list(paths)
+        self.paths = paths
         self.size = (side, side)
         self.labels = labels
         self.num_classes = num_classes
-        self.bad_files: BadFiles = BadFiles(name, len(self.paths), max_bad)
+        self.bad_files: BadFiles = BadFiles(name, len(paths), max_bad)
         self.left_out = left_out
-        self._true_sizes = np.zeros((len(self.paths), 2), np.float32)  # 0: not known yet
+        self._true_sizes = np.zeros((len(paths), 2), np.float32)  # 0: not known yet; takes memory as it is filled
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -123,6 +110,14 @@ class FileSource(Source):
         """The file's path."""
         return self.paths[index]
 
+    def positions(self, paths: Iterable[str]) -> Int64:
+        """Indices `[n]` of those of these files that are of the source, ascending."""
+        found = []
+        for path in paths:
+            with suppress(ValueError):
+                found.append(self.paths.index(path))
+        return np.sort(np.asarray(found, np.int64))
+
     def true_sizes(self, indices: Int64) -> Float32:
         """`[n]` indices -> `[n, 2]` float32 height and width; read from the header if not decoded yet."""
         for index in indices:
@@ -136,11 +131,10 @@ class FolderSource(FileSource):
 
     def __init__(self, path: str | os.PathLike[str], side: int, name: str = "folder", max_bad: float = 0.0) -> None:
         root = _existing(Path(path))
-        left_out: list[str] = []
-        paths = list(_walk(root, root, left_out))
-        if not paths:
-            raise DataError(f"no images under {root} (looked for {_LOOKED_FOR})")
-        super().__init__(name, paths, side, max_bad=max_bad, left_out=left_out)
+        index = open_index(root, root)
+        if not len(index):
+            raise DataError(f"no images under {root} (looked for {LOOKED_FOR})")
+        super().__init__(name, Paths(index), side, max_bad=max_bad, left_out=index.left_out)
 
 
 class ClassFolderSource(FileSource):
@@ -165,27 +159,27 @@ class ClassFolderSource(FileSource):
         folder = split_folder(root, split)
         if folder is None:
             raise DataError(f"{name}: {root} has no test part (looked for val/ and test/ beside train/)")
-        whole = folder == root
-        left_out: list[str] = []
-        here = _class_names(folder, root, left_out)
-        self.classes = here if whole else _class_names(root / "train", root)
+        index = open_index(folder, root, classes=True)
+        ranges = index.classes()
+        here = _some(ranges, folder)
+        divided = folder != root
+        self.classes = _classes_of(root / "train", root) if divided and split != "train" else here
         unknown = sorted(set(here) - set(self.classes))
         if unknown:
             raise DataError(f"{name}: {folder} has the class {unknown[0]}, which the training folder lacks")
 
-        paths: list[str] = []
-        labels: list[int] = []
-        for label, class_name in enumerate(self.classes):
-            found = list(_walk(folder / class_name, root, left_out)) if class_name in here else []
-            if whole:
-                found = _part(found, class_name, held_out=split != "train")
-            paths += found
-            labels += [label] * len(found)
-        if not paths:
+        rows, counts = None, [last - first for first, last in ranges.values()]
+        if not divided:
+            parts = [_part(*bounds, class_name, split != "train") for class_name, bounds in ranges.items()]
+            rows, counts = np.concatenate(parts), [len(part) for part in parts]
+        paths = Paths(index, rows)
+        if not len(paths):
             raise DataError(
-                f"{name}: no images for split {split} in the class folders of {folder} (looked for {_LOOKED_FOR})"
+                f"{name}: no images for split {split} in the class folders of {folder} (looked for {LOOKED_FOR})"
             )
-        super().__init__(name, paths, side, np.asarray(labels, np.int64), len(self.classes), max_bad, left_out)
+        number = {class_name: label for label, class_name in enumerate(self.classes)}
+        labels = np.repeat(np.asarray([number[class_name] for class_name in here], np.int64), counts)
+        super().__init__(name, paths, side, labels, len(self.classes), max_bad, index.left_out)
 
 
 def has_test(path: str | os.PathLike[str]) -> bool:
@@ -194,14 +188,14 @@ def has_test(path: str | os.PathLike[str]) -> bool:
     folder = split_folder(root, "test")
     if folder != root:
         return folder is not None
-    return any(len(list(islice(_walk(root / name, root), 2))) == 2 for name in _class_names(root, root))
+    return any(has_two(root / name, root) for name in _classes_of(root, root))
 
 
 def split_folder(root: Path, split: str) -> Path | None:
     """Folder whose subfolders are the classes of `split`: `root` itself if not divided, None if absent."""
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
     for part in parts.values():
-        if not _inside(part, root):
+        if not inside(part, root):
             raise DataError(
                 f"{part} is a link that leads out of {root}, which is not followed; name the folder it is in"
             )
@@ -222,8 +216,12 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _class_names(folder: Path, root: Path, left_out: list[str] | None = None) -> list[str]:
-    names = [entry.name for entry in _visible(folder, root, left_out) if entry.is_dir()]
+def _classes_of(folder: Path, root: Path) -> list[str]:
+    return _some(class_names(folder, root), folder)
+
+
+def _some(classes: Iterable[str], folder: Path) -> list[str]:
+    names = list(classes)
     if not names:
         raise DataError(
             f"no class folders in {folder}; images with labels lie in one subfolder per class, "
@@ -232,53 +230,12 @@ def _class_names(folder: Path, root: Path, left_out: list[str] | None = None) ->
     return names
 
 
-def _walk(folder: str | Path, root: Path, left_out: list[str] | None = None) -> Iterator[str]:
-    """Paths of the image files in `folder`, by sorted name, depth first; see `_visible`."""
-    for entry in _visible(folder, root, left_out):
-        # A linked folder is not entered: what lies inside the root is found where it lies.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(entry.path, root, left_out)
-        elif entry.is_file() and entry.name.lower().endswith(EXTENSIONS):
-            yield entry.path
-
-
-def _visible(folder: str | Path, root: Path, left_out: list[str] | None = None) -> list[os.DirEntry[str]]:
-    """Entries by sorted name, without hidden ones and links that lead to nothing, back up, or out of `root`.
-
-    Args:
-        folder: what is listed.
-        root: the folder of the images.
-        left_out: the links that lead out of it are added here.
-    """
-    try:
-        with os.scandir(str(folder)) as entries:
-            shown = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"cannot list the folder {folder}: {error.strerror}") from error
-    kept = []
-    for entry in sorted(shown, key=lambda entry: entry.name):
-        if entry.is_symlink():
-            if not _inside(entry.path, root):
-                if left_out is not None:
-                    left_out.append(entry.path)
-                continue
-            # To nothing, in a circle, or to a folder that this one is in.
-            if not os.path.exists(entry.path) or _inside(folder, entry.path):
-                continue
-        kept.append(entry)
-    return kept
-
-
-def _inside(path: str | Path, folder: str | Path) -> bool:
-    """Whether the one lies in the other, or is it, once all links are followed."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
-
-
-def _part(paths: list[str], class_name: str, held_out: bool) -> list[str]:
-    """A tenth of a class (one image at least, of two or more), or the rest."""
-    n = len(paths)
+def _part(first: int, last: int, class_name: str, held_out: bool) -> Int64:
+    """A tenth of a class's files (one at least, of two or more), or the rest: numbers in [first, last), ascending."""
+    n = last - first
     count = max(1, n // 10) if n > 1 else 0
     # The class names the stream, so a class that is added changes no other.
-    order = permute(_HOLD_OUT_SEED, f"hold-out/{class_name}", np.zeros(n, np.int64), np.arange(n), max(n, 1))
-    chosen = set(order[:count].tolist())
-    return [path for i, path in enumerate(paths) if (i in chosen) == held_out]
+    chosen = permute(_HOLD_OUT_SEED, f"hold-out/{class_name}", np.zeros(count, np.int64), np.arange(count), max(n, 1))
+    mine = np.full(n, not held_out)
+    mine[chosen] = held_out
+    return first + np.flatnonzero(mine)
