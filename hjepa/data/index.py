@@ -1,8 +1,9 @@
 """The image files under a folder, listed once and remembered on the disk.
 
-Listing 10^7 files takes ten seconds of a fast disk and a gigabyte as Python strings. An index holds their names in one
-array that is mapped into memory, so that a path costs nothing until it is asked for. It is believed as git believes its
-own: while every folder's times and inode are what they were. What a file contains is not in it and may change.
+Listing 10^6 files takes a second where the system has them in memory, and 125 MB as Python strings. An index holds
+their names in one array that is mapped into memory, so that a path costs nothing until it is asked for. It is believed
+as git believes its own: while every folder's times and inode are what they were. What a file contains is not in it and
+may change.
 
 Not remembered are folders with links, whose targets change unseen, and folders that changed less than a tick of the
 clock before they were listed. A file of an index that is damaged, foreign or cannot be written costs a walk, no more.

@@ -112,7 +112,7 @@ def walk(top: str, root: str, classes: bool = False) -> Iterator[Folder | Link |
                 continue
             if classes and not item:
                 folders += [name] if os.path.isdir(target) else []
-            elif _is_image(name) and os.path.isfile(target):
+            elif name.lower().endswith(EXTENSIONS) and os.path.isfile(target):
                 files.append(name)
         files.sort()
         folders.sort()
@@ -169,17 +169,13 @@ def _listed(path: str) -> tuple[list[str], list[str], list[str]]:
             name = entry.name
             if name[0] == ".":
                 continue
-            if _is_image(name) and entry.is_file(follow_symlinks=False):
+            if name.lower().endswith(EXTENSIONS) and entry.is_file(follow_symlinks=False):
                 files.append(name)
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(name)
             elif entry.is_symlink():
                 links.append(name)
     return files, folders, links
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
 
 
 def _is_circle(link: str, folder: str | Path) -> bool:
