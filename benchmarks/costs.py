@@ -71,7 +71,7 @@ SWITCHES = (
 )
 
 GROWTH = (
-    *(Change(f"{n} images a step", shape={"batch": n}) for n in (8, 16, 64)),
+    *(Change(f"{n} images a step", shape={"batch": n}) for n in (8, 32, 64)),
     *(Change(f"{(side // 16) ** 2} patches ({side} px)", shape={"image": side}) for side in (112, 160, 320)),
     *(Change(f"{n} views", (f"data.num_views={n}", "loss.type=smoothl1")) for n in (2, 4)),
     *(
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--size", default="S")
     parser.add_argument("--image", type=int, default=224)
     parser.add_argument("--patch", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="rows whose title holds one of these words")
     args = parser.parse_args()

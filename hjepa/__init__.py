@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hjepa.build import create_hjepa_from_config
     from hjepa.config import Config, load_config
-    from hjepa.embedder import HJEPAEmbedder
     from hjepa.evaluate import evaluate_run as evaluate
-    from hjepa.frozen import load
     from hjepa.model.encoder import create_encoder
     from hjepa.model.predictor import create_predictor
     from hjepa.train import train
+    from hjepa.use.embedder import HJEPAEmbedder
+    from hjepa.use.frozen import load
 
 __all__ = [
     "Config",
@@ -35,11 +35,11 @@ _CALLABLE = ("evaluate", "train")
 
 _HOME = {
     "Config": "hjepa.config",
-    "HJEPAEmbedder": "hjepa.embedder",
+    "HJEPAEmbedder": "hjepa.use.embedder",
     "create_encoder": "hjepa.model.encoder",
     "create_hjepa_from_config": "hjepa.build",
     "create_predictor": "hjepa.model.predictor",
-    "load": "hjepa.frozen",
+    "load": "hjepa.use.frozen",
     "load_config": "hjepa.config",
 }
 

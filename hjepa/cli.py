@@ -159,8 +159,8 @@ def embed(
         raise ConfigError(f"{folder}: a folder stands alone; leave out {'--data' if data is not None else words[0]}")
     if data is not None:
         words.insert(0, f"data.datasets=[{{name: {data}}}]")
-    from hjepa.embed import Request
-    from hjepa.embed import embed as run_through
+    from hjepa.use.embed import Request
+    from hjepa.use.embed import embed as run_through
 
     run_through(run, folder, output, Request(level, tokens, online), words, batch_size, device)
 
@@ -175,7 +175,7 @@ def search(
     ] = None,
 ) -> None:
     """Find the images that are nearest to one, by cosine similarity of their embeddings."""
-    from hjepa.search import search as look_up
+    from hjepa.use.search import search as look_up
 
     look_up(features, image, k, picture)
 
@@ -188,7 +188,7 @@ def export(
     online: Annotated[bool, typer.Option("--online", help="The context encoder in place of its average.")] = False,
 ) -> None:
     """Write the encoder for another library, and print the lines that load it there."""
-    from hjepa.export import export as write_out
+    from hjepa.use.export import export as write_out
 
     write_out(run, to, output, online)
 

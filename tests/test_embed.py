@@ -20,10 +20,10 @@ from safetensors import safe_open
 
 import hjepa
 from hjepa.cli import main
-from hjepa.embed import Request, embed
 from hjepa.errors import ConfigError, DataError, FolderInUseError, StorageError
-from hjepa.features import SUFFIXES, FeatureFile
-from hjepa.search import nearest, search
+from hjepa.use.embed import Request, embed
+from hjepa.use.features import SUFFIXES, FeatureFile
+from hjepa.use.search import nearest, search
 
 Say = Callable[..., tuple[int, str]]
 

@@ -18,7 +18,7 @@ import hjepa
 from hjepa import checkpoint
 from hjepa.config import load_config
 from hjepa.errors import ConfigError
-from hjepa.export import TARGETS, export
+from hjepa.use.export import TARGETS, export
 
 # Rounding alone: the same weights in the same order of operations, except where another runtime multiplies.
 TOLERANCE = {"timm": 1e-6, "hf": 1e-6, "safetensors": 1e-6, "torchscript": 1e-6, "onnx": 1e-5}

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from hjepa.checkpoint import MANIFEST
 from hjepa.console import Console
 from hjepa.data.decode import decode
-from hjepa.embed import Request
 from hjepa.errors import ConfigError, DataError, StorageError
-from hjepa.features import FeatureFile, Header
-from hjepa.frozen import Encoder, encoder_of
+from hjepa.use.embed import Request
+from hjepa.use.features import FeatureFile, Header
+from hjepa.use.frozen import Encoder, encoder_of
 from hjepa.weights import load_weights
 
 _THUMBNAIL = 224

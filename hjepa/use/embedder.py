@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hjepa.device import choose
 from hjepa.errors import ConfigError
-from hjepa.frozen import Encoder, OneImage, load
+from hjepa.use.frozen import Encoder, OneImage, load
 
 _BLANK = torch.zeros(1, 3, 1, 1, dtype=torch.uint8)
 _PARAMETERS = ("run", "online", "level", "batch_size", "device")

@@ -21,12 +21,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hjepa.card import card
 from hjepa.config.geometry import OWN_SHAPE
 from hjepa.config.model import Model
 from hjepa.console import Console
 from hjepa.errors import ConfigError, StorageError
-from hjepa.frozen import Encoder, load
+from hjepa.use.card import card
+from hjepa.use.frozen import Encoder, load
 
 _KEY = "hjepa"
 # Of timm's names the one without defaults that cannot be undone by arguments (None counts as not given).

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hjepa.frozen import Encoder
+from hjepa.use.frozen import Encoder
 
 _ROWS = (("this encoder", ""), ("raw pixels", "_pixels"), ("untrained encoder", "_random"))
 

@@ -30,9 +30,9 @@ from hjepa.data.source import Read, Source
 from hjepa.data.sources import decode_side, open_source
 from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError, FolderInUseError, StorageError
-from hjepa.features import FeatureFile, Float32, Header, Rows, check_suffix, sidecar, write
-from hjepa.frozen import Encoder, Features, encoder_of
 from hjepa.runfolder import BAD_IMAGES
+from hjepa.use.features import FeatureFile, Float32, Header, Rows, check_suffix, sidecar, write
+from hjepa.use.frozen import Encoder, Features, encoder_of
 from hjepa.weights import Weights, find_weights
 
 # What a kill can cost, and what is held in memory.

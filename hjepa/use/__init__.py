@@ -1,0 +1,1 @@
+"""What is done with a trained encoder: loading, embedding, searching, exporting. Nothing here trains."""
