@@ -121,7 +121,7 @@ def test_a_hung_process_is_given_up_and_its_file_named(tmp_path: Path) -> None:
     started = time.monotonic()
     said = ("in 1 s (data.timeout)", f"still reading {root / '11.jpg'}", "--resume")
     refused(lambda: list(Loader(batches, 0, 5, False)), *said)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60  # and not for ever
 
 
 def test_a_slow_process_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
