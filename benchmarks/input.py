@@ -29,6 +29,7 @@ from hjepa.config import Config, load_config
 from hjepa.console import Console
 from hjepa.data.decode import decode
 from hjepa.data.loader import Batch
+from hjepa.data.sources import decode_side
 from hjepa.data.views import Views, draw_views
 from hjepa.data.workers import Loader
 from hjepa.device import synchronize
@@ -74,7 +75,7 @@ def torchvision_view(size: int) -> Callable[[Any], Tensor]:
 def parts_of(config: Config, folder: Path, rounds: int) -> list[list[str]]:
     """A row for each part of the way."""
     paths = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
-    side = -(-SIDE // 7) * 8
+    side = decode_side(config.data)
     out = np.empty((3, side, side), np.uint8)
 
     def whole(path: str) -> Any:

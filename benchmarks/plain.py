@@ -12,7 +12,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from hjepa.build import grid_of
@@ -20,6 +20,7 @@ from hjepa.config import Config
 from hjepa.config.sections import Masking
 from hjepa.grid import Grid, sine_positions
 from hjepa.masks import Masks
+from hjepa.model.encoder import build_backbone
 from hjepa.rng import Int64
 
 
@@ -86,20 +87,7 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        shape = config.model.shape
-        self.vit = unfused(
-            VisionTransformer(
-                img_size=config.data.image_size,
-                patch_size=shape.patch_size,
-                num_classes=0,
-                global_pool="avg",
-                fc_norm=False,
-                class_token=False,
-                embed_dim=shape.embed_dim,
-                depth=shape.depth,
-                num_heads=shape.num_heads,
-            )
-        )
+        self.vit = unfused(build_backbone(config.model, config.data.image_size).vit)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """`[B, 3, S, S]` -> `[B, K, D]`."""

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hjepa.config.walk import flat
+from hjepa.config.walk import completed, differences, flat
 from hjepa.errors import ConfigError, StorageError
 
 SCHEMA = 3
@@ -270,23 +270,21 @@ def changes(saved: dict[str, Any], wanted: dict[str, Any], accepted: Collection[
         ConfigError: listing every difference that was not accepted; when what was accepted is no setting, or one
             that cannot change.
     """
-    before, now = dict(flat(saved)), dict(flat(wanted))
+    known = dict(flat(completed(wanted)))
     for key in accepted:
-        if key not in now:
+        if key not in known:
             raise ConfigError(f"--accept {key}: there is no such setting")
         if not _can_change(key):
             raise ConfigError(f"--accept {key}: a run cannot be continued under another one")
-    free = FREE if before.get("loss.type") in ("combined", "sigreg") else (*FREE, PARTS)
-    differing = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(free) and not key.endswith(".path")
-    ]
+    free = FREE if completed(saved)["loss"]["type"] in ("combined", "sigreg") else (*FREE, PARTS)
+    changed = differences(saved, wanted)
+    differing = [key for key in changed if not key.startswith(free) and not key.endswith(".path")]
     refused = []
     for key in differing:
         if key not in accepted:
+            old, new = changed[key]
             advice = f"; --accept {key} goes on with it" if _can_change(key) else ""
-            refused.append(f"{key}: the run has {before.get(key)!r}, the config says {now.get(key)!r}{advice}")
+            refused.append(f"{key}: the run has {old!r}, the config says {new!r}{advice}")
     if refused:
         raise ConfigError(
             "the run cannot be continued under other settings; put these back, or choose another "

@@ -12,7 +12,7 @@ from torch import Tensor
 from hjepa import checkpoint
 from hjepa.build import create_hjepa_from_config, grid_of
 from hjepa.config import Config, load_config
-from hjepa.config.walk import completed, flat
+from hjepa.config.walk import differences
 from hjepa.console import Console
 from hjepa.data.sources import open_probe
 from hjepa.device import choose, precision
@@ -108,11 +108,9 @@ def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, f
         if not text.startswith(("evaluation.", "data.", "device=")):
             raise ConfigError(f"{text!r}: an evaluation changes evaluation.*, data.* and device only")
     config = load_config(path / "config.yaml", ["evaluation.eval_frequency=1", *overrides])
-    before, now = (
-        dict(flat(model)) for model in (completed(saved.config)["model"], config.model_dump(mode="json")["model"])
-    )
-    if before != now:
-        differing = ", ".join(f"model.{key}" for key in sorted(before | now) if before.get(key) != now.get(key))
+    changed = differences(saved.config, config.model_dump(mode="json"))
+    differing = ", ".join(key for key in changed if key.startswith("model."))
+    if differing:
         raise ConfigError(f"{path / 'config.yaml'}: {differing}: not what the checkpoint was trained with; put it back")
     kind = choose(config.device)
     precision(kind, config.training.use_amp)  # or a line that says why not

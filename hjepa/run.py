@@ -16,9 +16,9 @@ from hjepa.build import create_hjepa_from_config, grid_of, run_path
 from hjepa.config import Config
 from hjepa.config.checks import process_checks
 from hjepa.config.switches import idle_settings
-from hjepa.config.walk import completed
 from hjepa.console import Console
 from hjepa.data.loader import Batches
+from hjepa.data.source import links_left_out
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
 from hjepa.device import DeviceKind, choose, keep_freed_memory, precision, process_layout
@@ -210,9 +210,7 @@ def build(
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if kind.is_verified:
         verify_gradient(config, model, fabric.device)
-    changed = (
-        checkpoint.changes(completed(saved.config), config.model_dump(mode="json"), accept) if saved is not None else []
-    )
+    changed = checkpoint.changes(saved.config, config.model_dump(mode="json"), accept) if saved is not None else []
     seed, grid = config.experiment.seed, grid_of(config)
 
     console.say("Loading datasets...")
@@ -222,8 +220,7 @@ def build(
     for source in sources:
         console.say(f"{TITLES[source.name]}: {len(source)} images")
         if source.left_out:
-            count, first = len(source.left_out), source.left_out[0]
-            console.warn(f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}")
+            console.warn(links_left_out(source))
     quarantine = Quarantine(folder, console, None if saved is None else saved.step)
     quarantine.watch(sources)
     bar = console.bar("Decoding", 1)

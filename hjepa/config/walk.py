@@ -81,6 +81,13 @@ def completed(config: dict[str, Any], model: type[BaseModel] = Config) -> dict[s
     return whole
 
 
+def differences(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings by name, in order, that differ between two resolved configs; each may be of an earlier release."""
+    before, now = dict(flat(completed(earlier))), dict(flat(completed(later)))
+    pairs = {key: (before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())}
+    return {key: (old, new) for key, (old, new) in pairs.items() if old != new}
+
+
 def general(key: str) -> str:
     """`data.datasets[0].name` -> `data.datasets[].name`, the setting's name in the schema."""
     return re.sub(r"\[\d+\]", "[]", key)

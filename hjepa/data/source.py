@@ -91,3 +91,9 @@ class Source(ABC):
     def nbytes(self) -> int:
         """Memory that all images take once decoded, in bytes."""
         return len(self) * 3 * self.size[0] * self.size[1]
+
+
+def links_left_out(source: Source) -> str:
+    """What to say of a source that has links which were not followed."""
+    count, first = len(source.left_out), source.left_out[0]
+    return f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}"

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from matplotlib import colormaps
 from torch import Tensor
 
+from hjepa.evaluation import probes
 from hjepa.model.encoder import Encoded
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.pyramid import level_targets
@@ -63,9 +64,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
         k: how many, at most n.
     """
     mean = bank.mean(dim=0)
-    similarity = F.normalize(queries - mean, dim=1) @ F.normalize(bank - mean, dim=1).T
-    found = similarity.topk(k, dim=1)
-    return found.values, found.indices
+    return probes.nearest(bank - mean, queries - mean, k)
 
 
 def feature_strips(model: HJEPA, encoded: Encoded) -> list[Strip]:

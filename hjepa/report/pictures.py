@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config
-from hjepa.config.walk import flat
+from hjepa.config.walk import differences
 from hjepa.data.source import Source
 from hjepa.data.sources import open_probe, open_training
 from hjepa.data.views import center_views, plain_views
@@ -74,13 +74,14 @@ class Chosen(NamedTuple):
 def draw(record: Record) -> Pictures:
     """All pictures of a run that its images and its checkpoint allow; why others are missing is said in words."""
     pictures = Pictures()
-    config = _offline(record.config)
+    data = record.config.data.model_copy(update={"download": False})  # images that are not here stay away
+    config = record.config.model_copy(update={"data": data})
     try:
         training = open_training(config.data, config.experiment.seed)
         pictures.samples = samples_of(config, training)
         pictures.gone = _no_model(record)
         if record.saved is not None and not pictures.gone:
-            model = create_hjepa_from_config(config)
+            model = create_hjepa_from_config(config, continued=True)
             model.load_state_dict(record.saved.weights)
             _look(pictures, model.eval(), config, training)
     except DataError as error:
@@ -88,23 +89,12 @@ def draw(record: Record) -> Pictures:
     return pictures
 
 
-def _offline(config: Config) -> Config:
-    """The same run; what is not here stays away, images and released weights alike."""
-    data, model = config.data, config.model
-    parts = {
-        "data": data.model_copy(update={"download": False}),
-        "model": model.model_copy(update={"pretrained": False}),
-    }
-    return config.model_copy(update=parts)
-
-
 def _no_model(record: Record) -> str:
     """Why there is no encoder to look at, or an empty text."""
     if record.saved is None:
         return record.missing
-    before, now = dict(flat(record.saved.config)), dict(flat(record.config.model_dump(mode="json")))
-    shapes = [key for key in sorted(before | now) if key.startswith(("model.", "loss.", "data.image_size"))]
-    differing = [key for key in shapes if before.get(key) != now.get(key)]
+    changed = differences(record.saved.config, record.config.model_dump(mode="json"))
+    differing = [key for key in changed if key.startswith(("model.", "loss.", "data.image_size"))]
     return f"config.yaml is not what the checkpoint was trained with: {', '.join(differing)}" if differing else ""
 
 

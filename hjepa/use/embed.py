@@ -26,7 +26,7 @@ from hjepa.config.data import Data
 from hjepa.console import Console
 from hjepa.data.bad_files import listed
 from hjepa.data.files import FileSource, FolderSource
-from hjepa.data.source import Read, Source
+from hjepa.data.source import Read, Source, links_left_out
 from hjepa.data.sources import decode_side, open_source
 from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError, FolderInUseError, StorageError
@@ -148,8 +148,7 @@ def embed(
     listing = _list_folder(folder, encoder.data) if folder is not None else _list_sources(saved, words)
     for source in listing.sources:
         if source.left_out:
-            count, first = len(source.left_out), source.left_out[0]
-            console.warn(f"{source.name}: {count} link(s) that lead out of the folder were left out, the first {first}")
+            console.warn(links_left_out(source))
     shape = list(request.of(encoder, encoder.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).shape[1:])
     origin = encoder.origin
     header = Header(
