@@ -66,10 +66,8 @@ class Request:
     def of(self, encoder: Encoder, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` normalised -> `[B, D]` or, with all tokens, `[B, N, D]`."""
         features: Features = encoder(images)
-        if self.level is None:
-            return features.tokens if self.tokens else features.pooled
-        maps = features.levels[self.level].flatten(1, 2)
-        return maps if self.tokens else maps.mean(dim=1)
+        rows = features.rows(self.level)
+        return rows if self.tokens else rows.mean(dim=1)
 
     def check(self, encoder: Encoder) -> None:
         """Refuse a level that the run does not have.

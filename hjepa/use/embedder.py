@@ -112,9 +112,7 @@ class HJEPAEmbedder:
     def _embed(self, images: Any) -> NDArray[np.float32]:
         if not self.__sklearn_is_fitted__():
             raise ConfigError("HJEPAEmbedder: call fit first")
-        features = self.encoder_(images)
-        rows = features.pooled if self.level is None else features.levels[self.level].mean(dim=(1, 2))
-        out: NDArray[np.float32] = rows.float().cpu().numpy()
+        out: NDArray[np.float32] = self.encoder_(images).rows(self.level).mean(dim=1).float().cpu().numpy()
         return out
 
     def __sklearn_is_fitted__(self) -> bool:

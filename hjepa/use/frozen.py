@@ -48,6 +48,10 @@ class Features(NamedTuple):
     pooled: Tensor
     levels: tuple[Tensor, ...]
 
+    def rows(self, level: int | None) -> Tensor:
+        """The final tokens `[B, N, D]` or, of a level, its cells `[B, h_l w_l, T_l D]`."""
+        return self.tokens if level is None else self.levels[level].flatten(1, 2)
+
 
 @dataclass(frozen=True)
 class Origin:
