@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import colormaps
 from torch import Tensor
 
 from hjepa.evaluation import probes
@@ -69,6 +68,8 @@ def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def feature_strips(model: HJEPA, encoded: Encoded) -> list[Strip]:
     """A row of pictures for each level, for the final tokens, and for what is like the embedding."""
+    from matplotlib import colormaps  # a third of a second, which no run should pay at its start
+
     shape = model.grid.height, model.grid.width
     maps = torch.stack(encoded.taps, dim=2).unflatten(1, shape)
     strips = []
