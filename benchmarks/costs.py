@@ -27,12 +27,14 @@ class Change:
         words: of the config.
         shape: image side, patch side and batch where they are not the base's.
         base: words of what the row is compared with, beside the base's own.
+        base_shape: the same of its shape.
     """
 
     title: str
     words: tuple[str, ...] = ()
     shape: dict[str, int] = field(default_factory=dict)
     base: tuple[str, ...] = ()
+    base_shape: dict[str, int] = field(default_factory=dict)
 
 
 SWITCHES = (
@@ -63,11 +65,23 @@ SWITCHES = (
         base=VIEWS,
     ),
     Change("Muon (`training.optimizer`)", ("training.optimizer=muon",)),
-    Change("recomputed blocks (`training.use_gradient_checkpointing`)", ("training.use_gradient_checkpointing=true",)),
     Change(
         "colour jitter, greyscale, blur",
         ("data.augmentation={color_jitter: 0.4, hue_jitter: 0.1, grayscale: 0.2, gaussian_blur: 0.5}",),
     ),
+)
+
+LARGE = {"batch": 64}
+RECOMPUTED = tuple(
+    Change(
+        f"{words}, {arithmetic}",
+        (f"training.use_gradient_checkpointing={value}", f"training.use_amp={amp}"),
+        LARGE,
+        (f"training.use_amp={amp}",),
+        LARGE,
+    )
+    for value, words in (("encoder", "encoder"), ("predictor", "predictor"), ("true", "both"))
+    for amp, arithmetic in (("true", "bfloat16"), ("false", "float32"))
 )
 
 GROWTH = (
@@ -91,7 +105,7 @@ class Costs:
     def pair(self, change: Change) -> tuple[Timed, Timed]:
         """The changed step and what it is compared with."""
         first = Program(self.command({**self.shape, **change.shape}, (*change.base, *change.words)))
-        second = Program(self.command(self.shape, change.base))
+        second = Program(self.command({**self.shape, **change.base_shape}, change.base))
         try:
             for _ in range(self.rounds):
                 first.step()
@@ -118,7 +132,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows whose title holds one of these words")
     args = parser.parse_args()
     costs = Costs(args.size, args.image, args.patch, args.batch, args.rounds)
-    for head, changes in (("setting", SWITCHES), ("growth", GROWTH)):
+    for head, changes in (("setting", SWITCHES), ("blocks computed twice", RECOMPUTED), ("growth", GROWTH)):
         rows = []
         for change in changes:
             if args.only and not any(word in change.title for word in args.only):

@@ -149,6 +149,7 @@ def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: b
     share = size // fabric.world_size
     tried = share // config.training.accumulation_steps
     recompute = "training.use_gradient_checkpointing=true"
+    most = True if config.loss.predicts else "encoder"
 
     if fabric.world_size > 1:
         found = tried // 2
@@ -160,7 +161,7 @@ def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: b
     parts = f"{batch}training.accumulation_steps={share // smaller}" if smaller else ""
     if smaller and not config.loss.has_image_level:
         return f"{smaller} fit: continue with --resume {parts}"
-    if not config.training.use_gradient_checkpointing:
+    if config.training.use_gradient_checkpointing not in (True, most):
         return f"recomputing takes less: continue with --resume {recompute}"
     if smaller:
         return (

@@ -1376,9 +1376,10 @@ def _() -> None:
 @witness("training.use_gradient_checkpointing")
 def _() -> None:
     gradients = []
-    for name, times in (("false", 1), ("true", 2)):
+    for name, *times in (("false", 1, 1), ("encoder", 2, 1), ("predictor", 1, 2), ("true", 2, 2)):
         model = model_of(f"training.use_gradient_checkpointing={name}", "model.drop_path_rate=0.2").train()
-        for blocks in (model.context_encoder.backbone.vit.blocks, model.predictor.blocks):  # type: ignore[union-attr]
+        parts = (model.context_encoder.backbone.vit.blocks, model.predictor.blocks)  # type: ignore[union-attr]
+        for blocks, count in zip(parts, times, strict=True):
             torch.manual_seed(0)
             model.zero_grad()
             started: list[nn.Module] = []
@@ -1386,12 +1387,12 @@ def _() -> None:
                 block.register_forward_pre_hook(lambda block, _, seen=started: seen.append(block)) for block in blocks
             ]
             sum(p.square().mean() for p in model(*inputs_of()).predictions).backward()
-            assert [started.count(block) for block in blocks] == [times] * len(blocks)
+            assert [started.count(block) for block in blocks] == [count] * len(blocks)
             for hook in hooks:
                 hook.remove()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.equal(a, b)
+    for a, *others in zip(*gradients, strict=True):
+        assert all(torch.equal(a, b) for b in others)
 
 
 @witness("training.max_bad_steps")

@@ -61,6 +61,11 @@ def cross_checks(model: Model, data: Data, masking: Masking, loss: Loss, trainin
             f"{loss.predict_every} leaves images without the second view, which is the target encoder's; use 1, or "
             "data.num_views=2",
         )
+    if training.use_gradient_checkpointing == "predictor" and not loss.predicts:
+        yield Conflict(
+            ("training.use_gradient_checkpointing", "loss.hierarchy_weights"),
+            "without prediction there is no predictor to recompute; use encoder",
+        )
     if data.batch_size == "auto" and loss.has_image_level and data.global_batch_size == 1:
         yield Conflict(
             ("data.global_batch_size", "loss.type"),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hjepa.config.types import (
+    Blocks,
     Bool,
     Conflict,
     Count,
@@ -141,8 +142,8 @@ class Training(Section):
     clip_grad: Scale | None = Field(1.0, description="largest norm of the gradient; null for none")
     accumulation_steps: Positive = Field(1, description="parts that a batch is computed in, one after another")
     use_amp: Bool = Field(False, description="bfloat16 autocast on the run's device")
-    use_gradient_checkpointing: Bool = Field(
-        False, description="recompute encoder and predictor blocks in the backward pass to save memory"
+    use_gradient_checkpointing: Blocks = Field(
+        False, description="recompute blocks (of both, or of encoder or predictor) in the backward pass to save memory"
     )
     max_bad_steps: Positive = Field(
         20, description="steps in a row with a non-finite loss or gradient (each left out) that count as diverged"

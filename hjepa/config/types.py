@@ -103,6 +103,12 @@ def _as_switch(value: Any) -> Any:
     return value
 
 
+def _as_blocks(value: Any) -> Any:
+    if value not in ("encoder", "predictor") and not isinstance(value, bool):
+        raise ValueError(f"expected true, false, encoder or predictor, got {value!r}")
+    return value
+
+
 def _as_weights(value: Any) -> Any:
     if not isinstance(value, bool) and not (isinstance(value, str) and value.strip()):
         raise ValueError(f"expected true, false, or the path of a file or of a run, got {value!r}")
@@ -150,5 +156,10 @@ Share = Annotated[_Pair, AfterValidator(_share), _says("[low, high] within (0, 1
 Ratio = Annotated[_Pair, AfterValidator(_ratio), _says("[low, high] above 0")]
 Duration = Annotated[str, BeforeValidator(_as_duration), _says("duration such as 8h, 90m or 1h30m")]
 Switch = Annotated[bool | Literal["auto"], BeforeValidator(_as_switch), _says("true, false or auto")]
+Blocks = Annotated[
+    bool | Literal["encoder", "predictor"],
+    BeforeValidator(_as_blocks),
+    _says("true, false, encoder or predictor"),
+]
 Released = Annotated[bool | str, BeforeValidator(_as_weights), _says("true, false, or a path")]
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_as_batch_size), _says("integer >= 1, or auto")]

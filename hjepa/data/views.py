@@ -2,12 +2,13 @@
 
 What is random about a view is drawn on the CPU as a few numbers, each a function of (seed, position); what is
 costly is done for a whole batch at once with matrix products and elementwise operations, which every device
-has. Nothing here looks at a value on the device, so the CPU never waits for it.
+has. Nothing looks at a value on another device, so the CPU never waits for it.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +18,25 @@ from torch import Tensor, nn
 
 from hjepa import rng
 from hjepa.config.data import Augmentation
+from hjepa.data.transforms import (
+    change_some,
+    crop_resize,
+    gaussian_blur,
+    jitter_color,
+    reflected_band,
+    solarize,
+    to_gray,
+)
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 CROP_TRIES = 10
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # a jitter that leaves an image alone
 # Of views that a CPU works on at a time: more does not stay in its caches, and is handed back to the system after each
 # of a dozen steps. Of 64 views at 224 px on two cores, 170 a second become 320.
 CPU_BYTES = 8_000_000
-LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, rounded as torchvision rounds it
 
 
 class ViewParameters(NamedTuple):
@@ -72,7 +82,7 @@ def draw_views(config: Augmentation, seed: int, stream: str, positions: Int64, t
         return rng.uniform(seed, f"{stream}/{purpose}", positions, count)
 
     strength = np.array([config.color_jitter] * 3 + [_hue_jitter(config)])
-    neutral = np.array([1.0, 1.0, 1.0, 0.0])
+    neutral = np.array(NEUTRAL)
     jitter = _between(neutral - strength, neutral + strength, uniform("jitter", 4))
     jittered = uniform("jittered", 1) < config.color_jitter_probability
     sigma = _between(*config.blur_sigma, uniform("sigma", 1))[:, 0]
@@ -98,7 +108,7 @@ def center_views(true_sizes: Float32) -> ViewParameters:
     return ViewParameters(
         box=_float(np.concatenate([(1 - shares) / 2, shares], axis=1)),
         flip=torch.zeros(n, dtype=torch.bool),
-        jitter=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(n, 1),
+        jitter=torch.tensor(NEUTRAL).repeat(n, 1),
         grayscale=torch.zeros(n, dtype=torch.bool),
         blur_sigma=torch.zeros(n),
         solarize=torch.zeros(n, dtype=torch.bool),
@@ -117,6 +127,7 @@ class Views(nn.Module):
     scale: Tensor
     shift: Tensor
     band: Tensor
+    neutral: Tensor
 
     def __init__(self, config: Augmentation, image_size: int) -> None:
         super().__init__()
@@ -128,6 +139,7 @@ class Views(nn.Module):
         mean, std = torch.tensor(config.mean), torch.tensor(config.std)
         self.register_buffer("scale", (1 / std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
+        self.register_buffer("neutral", torch.tensor(NEUTRAL), persistent=False)
         self.register_buffer("band", reflected_band(image_size) if self.blurs else None, persistent=False)
 
     def forward(self, images: Tensor, parameters: ViewParameters) -> Tensor:
@@ -146,141 +158,20 @@ class Views(nn.Module):
     def _draw(self, images: Tensor, parameters: ViewParameters) -> Tensor:
         x = crop_resize(images, parameters.box, parameters.flip, self.image_size)
         if self.jitters:
-            x = jitter_color(x, parameters.jitter)
+            x = change_some(x, (parameters.jitter != self.neutral).any(dim=1), jitter_color, parameters.jitter)
         if self.grayscales:
-            x = torch.where(_column(parameters.grayscale), luma(x), x)
+            x = change_some(x, parameters.grayscale, to_gray)
         if self.blurs:
-            x = gaussian_blur(x, parameters.blur_sigma, self.band)
+            sigma = parameters.blur_sigma
+            x = change_some(x, sigma > 0, partial(gaussian_blur, band=self.band), sigma)
         if self.solarizes:
-            x = torch.where(_column(parameters.solarize) & (x >= 0.5), 1 - x, x)
+            x = change_some(x, parameters.solarize, solarize)
         return torch.addcmul(self.shift, x, self.scale)
 
 
 def plain_views(config: Augmentation, image_size: int) -> Views:
     """Cuts, scales and normalises as `config` says, and nothing else."""
     return Views(Augmentation(mean=config.mean, std=config.std), image_size)
-
-
-def crop_resize(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Cut a box out of each image, bring it to one size and mirror it where asked.
-
-    Args:
-        images: `[n, 3, H, W]` uint8.
-        box: `[n, 4]` float32, top, left, height, width as shares of the sides.
-        flip: `[n]` bool.
-        size: side of the result in pixels.
-
-    Returns:
-        `[n, 3, size, size]` float32 in [0, 1]; bilinear and antialiased.
-    """
-    n, _, height, width = images.shape
-    top, left, box_height, box_width = box.unbind(1)
-    rows = resize_weights(top * height, box_height * height, torch.zeros_like(flip), height, size)
-    columns = resize_weights(left * width, box_width * width, flip, width, size)
-    # With the channels between the two image axes both products are plain batched ones, without a copy of the
-    # weights per channel.
-    x = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    x = torch.bmm(rows.div_(255), x.view(n, height, 3 * width))
-    x = torch.bmm(x.view(n, size * 3, width), columns.transpose(1, 2))
-    return x.view(n, size, 3, size).transpose(1, 2).contiguous()
-
-
-def resize_weights(start: Tensor, length: Tensor, flip: Tensor, size_in: int, size_out: int) -> Tensor:
-    """How much each pixel of a line counts in each pixel of the resized piece of it.
-
-    Args:
-        start, length: `[n]` float32, the piece in pixels of the line.
-        flip: `[n]` bool, the result is reversed.
-        size_in, size_out: pixels of the line and of the result.
-
-    Returns:
-        `[n, size_out, size_in]` float32; rows sum to one.
-    """
-    start, step = start[:, None], (length / size_out)[:, None]
-    pixel = torch.arange(size_in, dtype=torch.float32, device=start.device)
-    index = torch.arange(size_out, dtype=torch.float32, device=start.device) + 0.5
-    index = torch.where(flip[:, None], size_out - index, index)
-    center = start + step * index
-    # A triangle as wide as an output pixel, but never narrower than the input's: that is "antialias".
-    reach = step.clamp(min=1)
-    distance = ((pixel + 0.5) / reach)[:, None, :] - (center / reach)[:, :, None]
-    weights = distance.abs_().neg_().add_(1).clamp_(min=0)
-    # Nothing outside of the piece is seen; a pixel that is cut by its end counts by the part inside.
-    inside = torch.minimum(pixel + 1, start + length[:, None]) - torch.maximum(pixel, start)
-    weights *= inside.clamp(min=0)[:, None, :]
-    return weights.div_(weights.sum(dim=2, keepdim=True))
-
-
-def jitter_color(images: Tensor, jitter: Tensor) -> Tensor:
-    """Brightness, contrast, saturation, hue: `[n, 3, h, w]` in [0, 1] and `[n, 4]` -> `[n, 3, h, w]`."""
-    brightness, contrast, saturation, hue = (_column(value) for value in jitter.unbind(1))
-    x = (images * brightness).clamp_(max=1)
-    x = torch.lerp(luma(x.mean(dim=(2, 3), keepdim=True)), x, contrast).clamp_(0, 1)
-    x = torch.lerp(luma(x), x, saturation).clamp_(0, 1)
-    return shift_hue(x, hue[:, 0])
-
-
-def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of HSV: `[n, 3, h, w]` in [0, 1] and `[n, 1, 1]` turns in [-1/2, 1/2] -> `[n, 3, h, w]`.
-
-    Saturation and value need not be computed: both keep their place when the largest and the smallest channel
-    keep theirs, and every channel is then a piecewise linear function of hue between these two.
-    """
-    red, green, blue = images.unbind(1)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    chroma = high - torch.minimum(torch.minimum(red, green), blue)
-    # Hue in sixths of a turn, red at 0. Without chroma the numerators are 0 and any divisor will do.
-    per_chroma = 1 / chroma.clamp(min=1e-12)
-    from_green = torch.where(high == green, (blue - red) * per_chroma + 2, (red - green) * per_chroma + 4)
-    hue = torch.where(high == red, (green - blue) * per_chroma, from_green)
-    hue = torch.remainder(hue + 6 * turns, 6)
-    below_high = (
-        (2 - (hue - 3).abs_()).clamp_(0, 1),
-        (hue - 2).abs_().sub_(1).clamp_(0, 1),
-        (hue - 4).abs_().sub_(1).clamp_(0, 1),
-    )
-    return torch.stack([torch.addcmul(high, chroma, part, value=-1) for part in below_high], dim=1)
-
-
-def luma(images: Tensor) -> Tensor:
-    """Gray value: `[n, 3, h, w]` -> `[n, 1, h, w]`."""
-    red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-
-
-def blur_radius(size: int) -> int:
-    """Radius of the blur's kernel: together an odd number near a tenth of the image, at least 3 pixels."""
-    return max(1, round(size / 20))
-
-
-def reflected_band(size: int) -> Tensor:
-    """Where the kernel's pixels lie when the image is continued by reflection.
-
-    Returns:
-        `[kernel, size, size]` float32 of 0 and 1: [k, i, j] is 1 where weight k of output pixel i falls on j.
-    """
-    radius = blur_radius(size)
-    place = (torch.arange(size) + torch.arange(-radius, radius + 1)[:, None]).abs()
-    place = (size - 1) - ((size - 1) - place).abs()
-    return nn.functional.one_hot(place, size).float()
-
-
-def gaussian_blur(images: Tensor, sigma: Tensor, band: Tensor) -> Tensor:
-    """Blur each image by its own width.
-
-    Args:
-        images: `[n, 3, size, size]` float32.
-        sigma: `[n]` float32 in pixels, 0 for none.
-        band: `[kernel, size, size]`, see `reflected_band`.
-    """
-    n, _, size, _ = images.shape
-    radius = len(band) // 2
-    offset = torch.arange(-radius, radius + 1, dtype=torch.float32, device=sigma.device)
-    # At a thousandth of a pixel the kernel is one 1 among zeros, which is what no blur means.
-    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square(), dim=1)
-    weights = (kernel @ band.flatten(1)).view(n, size, size)
-    x = torch.bmm(images.view(n, 3 * size, size), weights.transpose(1, 2))
-    return torch.matmul(weights[:, None], x.view(n, 3, size, size))
 
 
 def _draw_boxes(config: Augmentation, uniform: Float64, true_sizes: Float32) -> Float64:
@@ -321,7 +212,3 @@ def _between(low: float | Float64, high: float | Float64, uniform: Float64) -> F
 
 def _float(array: NDArray[np.floating]) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
-
-
-def _column(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hjepa.config.model import Model, Projector
+from hjepa.config.types import Blocks
 from hjepa.distributed import gather_batch
 from hjepa.grid import Grid
 from hjepa.masks import Masks
@@ -153,11 +154,11 @@ class HJEPA(nn.Module):
         """The average of the context encoder's weights, whether it is the target or not."""
         return self.target_encoder or self.average_encoder
 
-    def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks of context encoder and predictor in the backward pass; gradients stay the same."""
-        self.context_encoder.backbone.checkpointing = enabled
+    def set_gradient_checkpointing(self, blocks: Blocks) -> None:
+        """Recompute blocks of context encoder, predictor or both in the backward pass; gradients stay the same."""
+        self.context_encoder.backbone.checkpointing = blocks in (True, "encoder")
         if self.predictor is not None:
-            self.predictor.checkpointing = enabled
+            self.predictor.checkpointing = blocks in (True, "predictor")
 
     @torch.no_grad()
     def embed(self, images: Tensor, online: bool = False) -> dict[str, Tensor]:

@@ -215,6 +215,16 @@ def test_a_value_that_is_offered_is_accepted(overrides: tuple[str, ...]) -> None
             "or set loss.hierarchy_weights to zeros",
             ["loss.hierarchy_weights=[0,0]"],
         ),
+        (
+            (
+                "training.use_gradient_checkpointing=predictor",
+                "loss.hierarchy_weights=[0,0]",
+                "loss.type=sigreg",
+                "data.num_views=2",
+            ),
+            "no predictor to recompute; use encoder",
+            ["training.use_gradient_checkpointing=encoder"],
+        ),
         (("data.multicrop.num_local_crops=2",), "or 0 local crops", ["data.multicrop.num_local_crops=0"]),
         (
             (*CROPS, "data.multicrop.local_crop_size=240"),

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from hjepa.config.data import Augmentation
-from hjepa.data import views
-from hjepa.data.views import ViewParameters, Views, center_views, draw_views
+from hjepa.data import transforms
+from hjepa.data.views import Float32, ViewParameters, Views, center_views, draw_views
 
 TOLERANCE = 1e-4  # of the range 0..1
 EVERYTHING = Augmentation(color_jitter=0.4, grayscale=0.3, gaussian_blur=0.5, solarization=0.4)
@@ -38,7 +39,7 @@ def whole(n: int) -> ViewParameters:
     return center_views(np.ones((n, 2), np.float32))
 
 
-def sizes(n: int, height: float = 64, width: float = 64) -> views.Float32:
+def sizes(n: int, height: float = 64, width: float = 64) -> Float32:
     return np.tile(np.array([height, width], np.float32), (n, 1))
 
 
@@ -69,7 +70,7 @@ def test_crop_resize_equals_torchvision(
 ) -> None:
     image = random_images(1, *stored)
     shares = torch.tensor([box]) / torch.tensor([*stored, *stored])
-    actual = views.crop_resize(image, shares, torch.tensor([flip]), size)
+    actual = transforms.crop_resize(image, shares, torch.tensor([flip]), size)
     expected = tv.resized_crop(image.float() / 255, *box, size=[size, size], antialias=True)
     close(actual, tv.horizontal_flip(expected) if flip else expected)
 
@@ -83,7 +84,7 @@ def test_crop_moves_smoothly_between_pixels() -> None:
     images = random_images(1, 24, 24).expand(100, -1, -1, -1)
     left = torch.linspace(0, 0.25, 100)
     boxes = torch.stack([left * 0, left, left * 0 + 0.7, left * 0 + 0.7], dim=1)
-    crops = views.crop_resize(images, boxes, torch.zeros(100, dtype=torch.bool), 24)
+    crops = transforms.crop_resize(images, boxes, torch.zeros(100, dtype=torch.bool), 24)
     assert crops.diff(dim=0).abs().max() < 0.1  # a box rounded to pixels jumps by up to 1
     assert crops.min() >= 0
     assert crops.max() <= 1 + 1e-6
@@ -99,13 +100,13 @@ def test_each_factor_equals_torchvision(step: int, factor: float) -> None:
     jitter = torch.tensor([NEUTRAL, NEUTRAL])
     jitter[:, step] = factor
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[step]
-    close(views.jitter_color(x, jitter), torch.stack([adjust(image, factor) for image in x]))
+    close(transforms.jitter_color(x, jitter), torch.stack([adjust(image, factor) for image in x]))
 
 
 @pytest.mark.parametrize("turns", [-0.5, -0.25, -0.1, 0.0, 0.03, 1 / 6, 0.25, 0.5])
 def test_hue_equals_torchvision(turns: float) -> None:
     x = random_floats(2, 24)
-    actual = views.shift_hue(x, torch.full((2, 1, 1), turns))
+    actual = transforms.shift_hue(x, torch.full((2, 1, 1), turns))
     close(actual, torch.stack([tv.adjust_hue(image, turns) for image in x]))
 
 
@@ -116,7 +117,7 @@ def test_jitter_applies_the_four_in_the_documented_order() -> None:
     for image, (brightness, contrast, saturation, hue) in zip(x, factors, strict=True):
         image = tv.adjust_contrast(tv.adjust_brightness(image, brightness), contrast)
         expected.append(tv.adjust_hue(tv.adjust_saturation(image, saturation), hue))
-    close(views.jitter_color(x, torch.tensor(factors)), torch.stack(expected))
+    close(transforms.jitter_color(x, torch.tensor(factors)), torch.stack(expected))
 
 
 def test_grayscale_equals_torchvision_and_leaves_the_others() -> None:
@@ -144,14 +145,14 @@ def test_solarize_equals_torchvision_at_the_middle_and_leaves_the_others() -> No
 def test_blur_equals_torchvision(size: int) -> None:
     x = random_floats(4, max(size, 4))[:, :, :size, :size]
     sigma = [0.0, 0.1, 0.9, 2.0]
-    actual = views.gaussian_blur(x.contiguous(), torch.tensor(sigma), views.reflected_band(size))
-    kernel = 2 * views.blur_radius(size) + 1
+    actual = transforms.gaussian_blur(x.contiguous(), torch.tensor(sigma), transforms.reflected_band(size))
+    kernel = 2 * transforms.blur_radius(size) + 1
     close(actual[0], x[0], 1e-6)
     close(actual[1:], torch.stack([tv.gaussian_blur(x[i], kernel, sigma[i]) for i in (1, 2, 3)]))
 
 
 def test_blur_kernel_is_odd_and_near_a_tenth() -> None:
-    assert [2 * views.blur_radius(size) + 1 for size in (1, 32, 64, 96, 224)] == [3, 5, 7, 11, 23]
+    assert [2 * transforms.blur_radius(size) + 1 for size in (1, 32, 64, 96, 224)] == [3, 5, 7, 11, 23]
 
 
 def test_normalise_equals_torchvision() -> None:
@@ -179,7 +180,7 @@ def test_the_chain_equals_torchvision_in_the_documented_order() -> None:
         x = tv.adjust_hue(tv.adjust_saturation(x, saturation), hue)
         x = tv.rgb_to_grayscale(x, num_output_channels=3) if parameters.grayscale[i] else x
         sigma = float(parameters.blur_sigma[i])
-        x = tv.gaussian_blur(x, 2 * views.blur_radius(size) + 1, sigma) if sigma else x
+        x = tv.gaussian_blur(x, 2 * transforms.blur_radius(size) + 1, sigma) if sigma else x
         x = tv.solarize(x, 0.5) if parameters.solarize[i] else x
         expected.append(tv.normalize(x, list(EVERYTHING.mean), list(EVERYTHING.std)))
     assert parameters.solarize.any()
@@ -230,12 +231,41 @@ def test_mixed_precision_of_the_model_does_not_reach_the_views() -> None:
 
 
 def test_nothing_reads_a_value_on_the_device() -> None:
-    # A meta tensor has no values, so any .item(), boolean index or branch on data raises.
-    parameters = draw_views(EVERYTHING, 0, "view", np.arange(4), sizes(4)).to("meta")
-    x = views.crop_resize(random_images(4, 32, 32).to("meta"), parameters.box, parameters.flip, 24)
-    x = views.jitter_color(x, parameters.jitter)
-    x = views.gaussian_blur(x, parameters.blur_sigma, views.reflected_band(24).to("meta"))
+    # A fake tensor has no values, so any .item(), boolean index or branch on data raises.
+    images, parameters = random_images(4, 32, 32), draw_views(EVERYTHING, 0, "view", np.arange(4), sizes(4))
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        drawn = ViewParameters(*(fake.from_tensor(tensor).to("cuda") for tensor in parameters))
+        x = Views(EVERYTHING, 24).to("cuda")(fake.from_tensor(images).to("cuda"), drawn)
     assert x.shape == (4, 3, 24, 24)
+    assert x.device.type == "cuda"
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 0, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+def test_changing_some_images_is_changing_all_and_keeping_some(chosen: list[int]) -> None:
+    x, which, factor = random_floats(5, 8), torch.tensor(chosen).bool(), torch.arange(5.0)
+
+    def change(images: Tensor, factors: Tensor) -> Tensor:
+        return images * factors.view(-1, 1, 1, 1)
+
+    expected = torch.where(which.view(-1, 1, 1, 1), change(x, factor), x)
+    assert torch.equal(transforms.change_some(x.clone(), which, change, factor), expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Augmentation(color_jitter=0.4, color_jitter_probability=0.5, **RAW),
+        Augmentation(gaussian_blur=0.5, **RAW),
+    ],
+)
+def test_an_image_that_is_not_chosen_stays_as_it_was_cut(config: Augmentation) -> None:
+    images = random_images(32, 24, 24)
+    drawn = draw_views(config, 0, "view", np.arange(32), sizes(32, 24, 24))
+    untouched = (drawn.blur_sigma == 0) & (drawn.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(dim=1)
+    assert 0 < untouched.sum() < 32
+    actual, cut = Views(config, 16)(images, drawn), Views(Augmentation(**RAW), 16)(images, drawn)
+    changed = (actual != cut).flatten(1).any(dim=1)
+    assert torch.equal(changed, ~untouched)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no cuda device")
