@@ -23,6 +23,7 @@ PARTS = {
     "costs": ["costs.py"],
     "input": ["input.py"],
     "start": ["start.py"],
+    "growth": ["growth.py"],
     "evaluation": ["evaluation.py"],
     "checkpointing": ["checkpointing.py", "configs/quickstart.yaml"],
 }

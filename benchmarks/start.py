@@ -61,6 +61,7 @@ facts = {"seconds": seconds, "resident": after - before, "peak": peak - before, 
 print(json.dumps(facts))
 """
 
+CHECK = ("-m", "hjepa", "check", str(HERE / "configs" / "quickstart.yaml"))
 TINY = (
     "model.encoder_type=vit",
     "model.patch_size=8",
@@ -229,6 +230,7 @@ def main() -> None:
                 ["`hjepa --help`", median(lambda: call([*python, "-m", "hjepa", "--help"], env), given.rounds)],
                 ["`import hjepa`", median(lambda: call([*python, "-c", "import hjepa"], env), given.rounds)],
                 ["`import torch`", median(lambda: call([*python, "-c", "import torch"], env), given.rounds)],
+                ["`hjepa check configs/quickstart.yaml`", median(lambda: call([*python, *CHECK], env), given.rounds)],
                 ["`hjepa train` to its first step", median(lambda: first_step(env), given.rounds)],
             ]
         print(table(["command", f"median of {given.rounds} (range)"], rows), end="\n\n", flush=True)

@@ -21,6 +21,7 @@ from hjepa.rng import permute
 # Similarities are computed in blocks of this many queries and bank rows: 8 MiB of float32, whatever the bank.
 _QUERY_BLOCK = 256
 _BANK_BLOCK = 8192
+_FIRST_BLOCK = 1024
 _LOW_32 = 0xFFFFFFFF
 
 
@@ -147,28 +148,41 @@ def nearest(
     assert len(bank)
     assert len(queries)
     k = min(k, len(bank))
-    best: list[Tensor] = []
-    for block in torch.split(queries, query_block):
-        block = F.normalize(block.float(), dim=1)
-        top = torch.empty(len(block), 0, dtype=torch.int64, device=bank.device)
-        for start in range(0, len(bank), bank_block):
-            rows = F.normalize(bank[start : start + bank_block].float(), dim=1)
-            keys = _pack(block @ rows.T, start)
-            keys = keys.topk(min(k, keys.shape[1]), dim=1).values
-            top = torch.cat([top, keys], dim=1)
-            top = top.topk(min(k, top.shape[1]), dim=1).values
-        best.append(top)
+    blocks = torch.split(queries, query_block)
+    best = [torch.empty(len(block), 0, dtype=torch.int64, device=bank.device) for block in blocks]
+    # A small first block: all of it is packed, of the others only what is nearer than the best so far.
+    ends = [*range(min(max(k, _FIRST_BLOCK), bank_block), len(bank), bank_block), len(bank)]
+    for start, end in zip([0, *ends], ends, strict=False):
+        rows = F.normalize(bank[start:end].float(), dim=1)
+        for number, block in enumerate(blocks):
+            similarity = F.normalize(block.float(), dim=1) @ rows.T
+            best[number] = _merge(best[number], similarity, start, k)
     return _unpack(torch.cat(best))
 
 
-def _pack(similarity: Tensor, start: int) -> Tensor:
-    """`[m, b]` float32 at bank rows start.. -> int64 keys that sort by similarity, then by lower index.
+def _merge(best: Tensor, similarity: Tensor, start: int, k: int) -> Tensor:
+    """The best k keys `[m, k]` of those so far `[m, at most k]` and of similarities `[m, b]` at bank rows start..."""
+    if best.shape[1] < k:
+        keys = _pack(similarity, torch.arange(start, start + similarity.shape[1], device=similarity.device))
+    else:
+        # Rows come in their order, so of equally similar ones the one that was found before is the one to keep.
+        bound = _unpack(best[:, -1:])[0]
+        count = int((similarity > bound).sum(dim=1).max())
+        if not count:
+            return best
+        values, index = similarity.topk(count, dim=1)
+        keys = _pack(values, start + index).masked_fill_(values <= bound, torch.iinfo(torch.int64).min)
+    keys = torch.cat([best, keys], dim=1)
+    return keys.topk(min(k, keys.shape[1]), dim=1).values
+
+
+def _pack(similarity: Tensor, index: Tensor) -> Tensor:
+    """`[m, b]` float32 at bank rows `index` -> int64 keys that sort by similarity, then by lower index.
 
     No two keys are equal: which of equally similar rows are taken is not left to topk.
     """
     bits = (similarity + 0.0).view(torch.int32)  # + 0.0 makes one zero of two
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats sort backwards as integers: flip them
-    index = torch.arange(start, start + similarity.shape[1], device=similarity.device)
     return (ordered.long() << 32) | (_LOW_32 - index)
 
 
