@@ -71,17 +71,21 @@ SWITCHES = (
     ),
 )
 
-LARGE = {"batch": 64}
+LARGE = {"batch": 64}  # so that activations, not libraries and weights, are most of the memory
 RECOMPUTED = tuple(
     Change(
-        f"{words}, {arithmetic}",
-        (f"training.use_gradient_checkpointing={value}", f"training.use_amp={amp}"),
+        f"{words}, {'bfloat16' if amp == 'true' else 'float32'}",
+        (f"training.use_gradient_checkpointing={blocks}", f"training.use_amp={amp}"),
         LARGE,
         (f"training.use_amp={amp}",),
         LARGE,
     )
-    for value, words in (("encoder", "encoder"), ("predictor", "predictor"), ("true", "both"))
-    for amp, arithmetic in (("true", "bfloat16"), ("false", "float32"))
+    for blocks, words, amp in (
+        ("encoder", "of the encoder", "true"),
+        ("predictor", "of the predictor", "true"),
+        ("true", "of both", "true"),
+        ("true", "of both", "false"),
+    )
 )
 
 GROWTH = (
@@ -132,7 +136,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows whose title holds one of these words")
     args = parser.parse_args()
     costs = Costs(args.size, args.image, args.patch, args.batch, args.rounds)
-    for head, changes in (("setting", SWITCHES), ("blocks computed twice", RECOMPUTED), ("growth", GROWTH)):
+    for head, changes in (("setting", SWITCHES), ("blocks computed twice, 64 images", RECOMPUTED), ("growth", GROWTH)):
         rows = []
         for change in changes:
             if args.only and not any(word in change.title for word in args.only):
