@@ -135,7 +135,8 @@ class Predictor(nn.Module):
         return x
 
     def _block(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        recomputes = self.checkpointing and torch.is_grad_enabled()
+        # What the last block keeps is used at once: to compute it twice would save nothing.
+        recomputes = self.checkpointing and torch.is_grad_enabled() and block is not self.blocks[-1]
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False) if recomputes else block(*inputs)
         return out
 
