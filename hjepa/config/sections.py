@@ -143,7 +143,7 @@ class Training(Section):
     accumulation_steps: Positive = Field(1, description="parts that a batch is computed in, one after another")
     use_amp: Bool = Field(False, description="bfloat16 autocast on the run's device")
     use_gradient_checkpointing: Blocks = Field(
-        False, description="recompute blocks (of both, or of encoder or predictor) in the backward pass to save memory"
+        False, description="recompute blocks of encoder, predictor or both (true) in the backward pass to save memory"
     )
     max_bad_steps: Positive = Field(
         20, description="steps in a row with a non-finite loss or gradient (each left out) that count as diverged"
