@@ -74,9 +74,9 @@ class Bar:
         self._progress = progress
         self._task = progress.add_task(description, total=total, completed=completed, note="")
 
-    def update(self, completed: int, note: str | None = None) -> None:
-        """Show how far it is; None keeps the note that stands there."""
-        self._progress.update(self._task, completed=completed)
+    def update(self, completed: int, note: str | None = None, total: int | None = None) -> None:
+        """Show how far it is; None keeps the note that stands there, and the total."""
+        self._progress.update(self._task, completed=completed, total=total)
         if note is not None:
             self._progress.update(self._task, note=note)
 

@@ -51,7 +51,7 @@ tags: [timm, transformers, hjepa, self-supervised]
 # {name}
 
 A Vision Transformer pretrained without labels by `hjepa` (Hierarchical Joint-Embedding Predictive Architecture):
-the {kind} of the run `{origin.name}` after {origin.step} steps.
+the {kind} of the run `{origin.run}` after {origin.step} steps.
 
 | | |
 | --- | --- |
