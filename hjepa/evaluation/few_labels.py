@@ -26,12 +26,8 @@ L2 = tuple(10.0 ** (power / 2) for power in range(-6, 7))
 
 _LARGEST_SCALE = 1000.0
 _HALVINGS = 24
-_FEWEST, _FOLDS, _REPEATS, _IMAGES = (
-    3,
-    10,
-    10,
-    2000,
-)  # at most; no more than so many images are tested in all, once each at least
+_FEWEST_FOLDS, _MOST_FOLDS = 3, 10
+_MOST_REPEATS, _TESTS = 10, 2000  # as many repeats as test so many images in all, one at least
 _95 = 1.96
 
 
@@ -124,8 +120,8 @@ def cross_validate(
 ) -> tuple[dict[str, Accuracy], dict[str, Tensor]]:
     """The accuracy of `fit` on images that were left out, for several kinds of features over the same folds.
 
-    Folds are stratified, 3 to 10 of them, and drawn anew for each of up to 10 repeats. An image alone in its class is in
-    the training part of every fold: without it the class would not be known.
+    Folds are stratified, 3 to 10 of them, and drawn anew for each of up to 10 repeats. An image alone in its class
+    is in the training part of every fold: without it the class would not be known.
 
     Args:
         features: `[n, d]` float by name.
