@@ -20,17 +20,13 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        cell.pop("outputs", None) if cell.cell_type == "markdown" else cell.update(outputs=[], execution_count=None)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
 
-    printed = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()) if output.name == "stdout"
-    )
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert "trained encoder" in printed
     assert "level 1 (400," in printed
-    drawn = [output for cell in notebook.cells for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
-    assert len(drawn) == 2
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert (tmp_path / "notebooks" / "runs" / "notebook" / "report.html").exists()
 
 
