@@ -28,9 +28,10 @@ def test_leave_one_out_in_closed_form_is_that_by_leaving_out(width: int) -> None
         torch.testing.assert_close(weights, expected)
         for row in range(len(rows)):
             others = torch.arange(len(rows)) != row
-            # The penalty does not shrink with the row that is left out, and frequencies stay.
-            left = SklearnRidge(l2 * len(rows), fit_intercept=False).fit(z[others], (targets - ridge.prior)[others])
-            np.testing.assert_allclose(scores[row], left.predict(z[row : row + 1])[0] + ridge.prior.numpy(), atol=1e-8)
+            # The penalty does not shrink with the row that is left out, and frequencies are those of all.
+            left = SklearnRidge(l2 * len(rows)).fit(z[others], targets[others])
+            expected = left.predict(z[row : row + 1])[0] - targets[others].mean(0).numpy() + ridge.prior.numpy()
+            np.testing.assert_allclose(scores[row], expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("distance", [1.5, 3.0])
