@@ -204,7 +204,7 @@ def _show(classifier: Classifier, console: Console) -> None:
     console.say(f"Labelled: {counts_of(classifier)}")
     console.table(["cross-validated on them", "accuracy", "over repeats", "95 % interval"], rows_of(classifier))
     own = classifier.accuracies["encoder"]
-    console.say(f"Mean probability of the class named: {own.confidence:.0f} %, of which {own.mean:.0f} % are right")
+    console.say(f"Mean probability of the class named: {own.confidence:.0f} %; right: {own.mean:.0f} %")
 
 
 def counts_of(classifier: Classifier) -> str:

@@ -131,16 +131,25 @@ def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, f
     return results
 
 
+_ROWS = (
+    ("trained encoder", ""),
+    ("  without averaging (online)", "_online"),
+    ("raw pixels", "_pixels"),
+    ("untrained encoder", "_random"),
+)
+
+
+def worth_in_words(results: dict[str, float]) -> str:
+    """An evaluation in one line: k-NN accuracies beside what costs nothing."""
+    found = ((label.strip(), results.get(f"eval/knn{suffix}")) for label, suffix in _ROWS)
+    return "k-NN: " + ", ".join(f"{label} {value:.1f} %" for label, value in found if value is not None)
+
+
 def show_results(console: Console, results: dict[str, float], path: Path) -> None:
     """The last lines: what the encoder is worth, beside what costs nothing, and where it is."""
     if results:
         rows = []
-        for label, suffix in (
-            ("trained encoder", ""),
-            ("  without averaging (online)", "_online"),
-            ("raw pixels", "_pixels"),
-            ("untrained encoder", "_random"),
-        ):
+        for label, suffix in _ROWS:
             values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
             rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
         console.table(["", "k-NN", "linear"], rows)

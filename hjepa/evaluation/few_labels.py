@@ -24,7 +24,7 @@ from hjepa.rng import permute
 L2 = tuple(10.0 ** (power / 2) for power in range(-6, 7))
 """Regularisations to choose from, relative to the number of rows, as in `Ridge`."""
 
-_LARGEST_SCALE = 1000.0
+_SCALES = 0.05, 1000.0  # between them the factor on the scores is looked for
 _HALVINGS = 24
 _FEWEST_FOLDS, _MOST_FOLDS = 3, 10
 _MOST_REPEATS, _TESTS = 10, 2000  # as many repeats as test so many images in all, one at least
@@ -103,7 +103,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int) -> Linear:
 
 def _scale_of(scores: Tensor, target: Tensor) -> float:
     """The factor on `[n, C]` scores that makes their softmax nearest to `[n, C]` targets; the loss is convex in it."""
-    low, high = 0.0, math.log(_LARGEST_SCALE)
+    low, high = math.log(_SCALES[0]), math.log(_SCALES[1])
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         slope = (((math.exp(middle) * scores).softmax(dim=1) - target) * scores).sum().item()

@@ -18,8 +18,8 @@ from hjepa.report.page import render
 from hjepa.report.tiles import Tile, pixels_of, tile_of
 
 # A page of so many pictures has about a megabyte.
-_PICTURES, _FIRST, _LEAST = 240, 12, 6
-_SQUEEZED, _SIDE = 144, 112
+_PICTURES, _FIRST, _LEAST = 200, 12, 6
+_SQUEEZED, _SIDE = 128, 96
 
 
 class Prediction(NamedTuple):
