@@ -124,7 +124,7 @@ def _fit(
     _check_counts(labelled)
     features, readable = _features(labelled, encoder, untrained_of(saved), batch_size, console)
     if len(readable) < len(labelled):
-        labelled = labelled.only(readable)
+        labelled = labelled.only(readable.tolist())
         _check_counts(labelled)
     alone = [name for name, count in labelled.counts().items() if count == 1]
     if alone:
@@ -175,7 +175,8 @@ def _features(
     source = FileSource(str(labelled.origin), labelled.paths, decode_side(encoder.data), max_bad=1.0)
     listing = Listing([source], labelled.names, str(labelled.origin), "", None)
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    readable, bad = [], {}
+    readable: list[Int64] = []
+    bad: dict[str, str] = {}
     bar = console.bar("Labelled images", len(labelled))
     with console:
         for piece in pieces(listing, 0, len(labelled), batch_size):
@@ -232,7 +233,8 @@ def _predict(
 ) -> list[Prediction]:
     """A class for each image that can be read, in the order of the folder."""
     known = _Known(given)
-    total, bad = len(listing.names), {}
+    total = len(listing.names)
+    bad: dict[str, str] = {}
     (source,) = listing.sources
     predictions: list[Prediction] = []
     bar = console.bar("Classifying", total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,9 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def only(self, rows: Sequence[int]) -> Labelled:
+    def only(self, rows: Iterable[int]) -> Labelled:
         """Some of them; a class that none of them has is no class any more."""
+        rows = list(rows)
         there = sorted({int(self.labels[row]) for row in rows})
         labels = np.asarray([there.index(int(self.labels[row])) for row in rows], np.int64)
         classes = [self.classes[label] for label in there]
