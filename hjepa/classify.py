@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +20,7 @@ from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError, StorageError
 from hjepa.evaluation.features import pixel_features
 from hjepa.evaluation.few_labels import Accuracy, cross_validate, fit
-from hjepa.report.predictions import Prediction, Worth, write_page
+from hjepa.report.predictions import Prediction, Worth, write_page, write_table
 from hjepa.use.classifier import Classifier, load_classifier
 from hjepa.use.frozen import Encoder, encoder_of, untrained_of
 from hjepa.use.listing import Listing, list_folder, pieces
@@ -95,7 +92,7 @@ def classify(
     else:
         assert given is not None
         predictions = _of_labelled(given)
-    _write_table(output, predictions)
+    write_table(output, predictions)
     console.say(f"{output}: {len(predictions)} images")
     page = output.with_suffix(".html")
     worth = Worth(classifier.origin.run, counts_of(classifier), rows_of(classifier))
@@ -124,7 +121,7 @@ def _fit(
     _check_counts(labelled)
     features, readable = _features(labelled, encoder, untrained_of(saved), batch_size, console)
     if len(readable) < len(labelled):
-        labelled = labelled.only(readable)
+        labelled = labelled.only(readable.tolist())
         _check_counts(labelled)
     alone = [name for name, count in labelled.counts().items() if count == 1]
     if alone:
@@ -175,7 +172,8 @@ def _features(
     source = FileSource(str(labelled.origin), labelled.paths, decode_side(encoder.data), max_bad=1.0)
     listing = Listing([source], labelled.names, str(labelled.origin), "", None)
     found: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    readable, bad = [], {}
+    readable: list[Int64] = []
+    bad: dict[str, str] = {}
     bar = console.bar("Labelled images", len(labelled))
     with console:
         for piece in pieces(listing, 0, len(labelled), batch_size):
@@ -232,7 +230,8 @@ def _predict(
 ) -> list[Prediction]:
     """A class for each image that can be read, in the order of the folder."""
     known = _Known(given)
-    total, bad = len(listing.names), {}
+    total = len(listing.names)
+    bad: dict[str, str] = {}
     (source,) = listing.sources
     predictions: list[Prediction] = []
     bar = console.bar("Classifying", total)
@@ -270,11 +269,9 @@ class _Known:
 
     def of(self, path: str) -> tuple[str, Float64 | None]:
         """The label that was given to an image, "" for none, and `[C]` probabilities by fits without it."""
-        if self._given is None or os.path.getsize(path) not in self._sizes:
-            return "", None
-        content = copy_of(path)
+        content = copy_of(path, self._sizes)
         row = None if content is None else self._rows.get(content)
-        if row is None:
+        if self._given is None or row is None:
             return "", None
         labelled = self._given.labelled
         return labelled.classes[labelled.labels[row]], self._given.probabilities[row]
@@ -291,18 +288,3 @@ def _of_labelled(given: Given) -> list[Prediction]:
                 Prediction(labelled.paths[row], labelled.names[row], labelled.classes[best], float(said[best]), label)
             )
     return found
-
-
-def _write_table(path: Path, predictions: list[Prediction]) -> None:
-    def rows() -> Iterator[tuple[str, ...]]:
-        yield "file", "predicted", "probability", "label"
-        for one in predictions:
-            yield one.name, one.predicted, f"{one.probability:.4f}", one.label
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file).writerows(rows())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Literal
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
@@ -34,9 +35,13 @@ class Console:
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        self._rich = _Terminal(highlight=False, soft_wrap=True, quiet=not enabled)
-        self._errors = RichConsole(stderr=True, highlight=False, soft_wrap=True, quiet=not enabled)
-        self._live = enabled and sys.stdout.isatty() and self._rich.is_interactive and not os.environ.get("NO_COLOR")
+        plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        colours: Literal["auto"] | None = None if plain else "auto"
+        self._rich = _Terminal(highlight=False, soft_wrap=True, quiet=not enabled, color_system=colours)
+        self._errors = RichConsole(
+            stderr=True, highlight=False, soft_wrap=True, quiet=not enabled, color_system=colours
+        )
+        self._live = enabled and not plain and sys.stdout.isatty() and self._rich.is_interactive
         self._progress = _View(self._rich, disabled=not self._live)
 
     def __enter__(self) -> Console:

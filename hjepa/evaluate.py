@@ -131,25 +131,22 @@ def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, f
     return results
 
 
-_ROWS = (
-    ("trained encoder", ""),
-    ("  without averaging (online)", "_online"),
-    ("raw pixels", "_pixels"),
-    ("untrained encoder", "_random"),
-)
-
-
 def worth_in_words(results: dict[str, float]) -> str:
-    """An evaluation in one line: k-NN accuracies beside what costs nothing."""
-    found = ((label.strip(), results.get(f"eval/knn{suffix}")) for label, suffix in _ROWS)
-    return "k-NN: " + ", ".join(f"{label} {value:.1f} %" for label, value in found if value is not None)
+    """An evaluation in one line: k-NN accuracy beside what costs nothing."""
+    own, pixels, untrained = (results[f"eval/knn{suffix}"] for suffix in ("", "_pixels", "_random"))
+    return f"k-NN {own:.1f} %, raw pixels {pixels:.1f} %, untrained encoder {untrained:.1f} %"
 
 
 def show_results(console: Console, results: dict[str, float], path: Path) -> None:
     """The last lines: what the encoder is worth, beside what costs nothing, and where it is."""
     if results:
         rows = []
-        for label, suffix in _ROWS:
+        for label, suffix in (
+            ("trained encoder", ""),
+            ("  without averaging (online)", "_online"),
+            ("raw pixels", "_pixels"),
+            ("untrained encoder", "_random"),
+        ):
             values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
             rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
         console.table(["", "k-NN", "linear"], rows)

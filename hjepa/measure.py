@@ -201,9 +201,12 @@ def _time_page(run: Run) -> tuple[float, float]:
     saved = checkpoint.Saved(step, checkpoint.snapshot(weights), trainer, settings)
     record = Record(run_path(run.config), run.config.experiment.name, run.config, {}, {}, saved=saved)
     start = time.monotonic()
-    pictures = draw(record)
-    drawn = time.monotonic()
-    page_of_run(record, pictures)
+    try:
+        pictures = draw(record)
+        drawn = time.monotonic()
+        page_of_run(record, pictures)
+    except Exception:  # of the page itself, too, a failure is a warning and no more
+        return 0.0, 0.0
     return drawn - start, time.monotonic() - drawn
 
 

@@ -312,7 +312,7 @@ def evaluate(run: Run, epoch: int) -> None:
         run.folder.log(run.progress.step, epoch, run.results)
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))
         run.console.say(f"Evaluation: {shown}")
-        run.console.status(now="", worth=worth_in_words(run.results) + f" (after step {run.progress.step})")
+        run.console.status(now="", worth=f"{worth_in_words(run.results)}, after step {run.progress.step}")
         if run.config.checkpoint.needs_labels:
             keep_if_best(run, run.results[f"eval/{run.config.checkpoint.metric}"])
     if run.folder is not None and run.config.logging.use_pictures:

@@ -278,10 +278,10 @@ def test_a_run_ends_within_its_time_with_its_schedule_at_its_end(
 
     monkeypatch.setattr("hjepa.train.measure_run", with_room)
     started = time.monotonic()
-    train(
-        configure("training.epochs=null", "training.max_time=12s", "evaluation.max_train=16", "evaluation.max_test=8")
-    )
+    few = ("evaluation.max_train=16", "evaluation.max_test=8")
+    train(configure("training.epochs=null", "training.max_time=12s", "logging.use_report=true", *few))
     assert 3 < time.monotonic() - started < 12.5
+    assert (tmp_path / "run" / "report.html").exists()
     steps = [line for line in records(tmp_path / "run") if "loss" in line]
     saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")[0]
     assert saved is not None
@@ -292,6 +292,7 @@ def test_a_run_ends_within_its_time_with_its_schedule_at_its_end(
     out = capsys.readouterr()
     assert f"Planned: {saved.step} steps (" in out.out
     assert ", within 12s" in out.out
+    assert saved.trainer["progress"]["reserve"] > 0.1
     assert "used up" not in out.err
 
 

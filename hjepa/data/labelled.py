@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +45,9 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def only(self, rows: Sequence[int]) -> Labelled:
+    def only(self, rows: Iterable[int]) -> Labelled:
         """Some of them; a class that none of them has is no class any more."""
+        rows = list(rows)
         there = sorted({int(self.labels[row]) for row in rows})
         labels = np.asarray([there.index(int(self.labels[row])) for row in rows], np.int64)
         classes = [self.classes[label] for label in there]
@@ -140,11 +141,14 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
-def copy_of(path: str, size: int | None = None) -> Copy | None:
-    """See `Copy`; None where the file cannot be read."""
+def copy_of(path: str, sizes: Collection[int] | None = None) -> Copy | None:
+    """See `Copy`; None where the file cannot be read, or is of none of these sizes."""
     try:
+        size = os.path.getsize(path)
+        if sizes is not None and size not in sizes:
+            return None
         with open(path, "rb") as file:
-            return os.path.getsize(path) if size is None else size, hashlib.file_digest(file, "sha256").digest()
+            return size, hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None
 

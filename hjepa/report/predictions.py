@@ -1,8 +1,10 @@
-"""The page of `hjepa classify`: what the classifier is worth, and pictures by class, the least certain first."""
+"""What `hjepa classify` leaves: a table, and a page with the classifier's worth and pictures by class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,6 +72,17 @@ class Group:
     tiles: list[Tile]
 
 
+def write_table(path: Path, predictions: Iterable[Prediction]) -> None:
+    """Write `file,predicted,probability,label`, a row for each image.
+
+    Raises:
+        StorageError: when it cannot be written.
+    """
+    rows = ((one.name, one.predicted, f"{one.probability:.4f}", one.label) for one in predictions)
+    with _replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file).writerows([("file", "predicted", "probability", "label"), *rows])
+
+
 def write_page(path: Path, worth: Worth, predictions: Sequence[Prediction], data: Data) -> None:
     """Write a page that needs no network and no other file.
 
@@ -105,9 +118,16 @@ def write_page(path: Path, worth: Worth, predictions: Sequence[Prediction], data
         doubtful=_tiles(doubtful[:_FIRST], data, True),
         num_doubtful=len(doubtful),
     )
+    with _replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # a name may be any bytes
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which then takes the place of this one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         temporary.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
@@ -129,8 +149,7 @@ def _tiles(predictions: Iterable[Prediction], data: Data, named: bool = False) -
             continue
         square = views(torch.from_numpy(pixels)[None], center_views(np.asarray([size], np.float32)))
         (shown,) = pixels_of(square, data.augmentation)
-        name = one.name.encode("utf-8", "backslashreplace").decode()
         said = f"{one.predicted} {100 * one.probability:.0f} %"
         caption = f"{said}, labelled {one.label}" if one.label else said
-        tiles.append(tile_of(shown, name, f"{caption}: {name}" if named else caption))
+        tiles.append(tile_of(shown, one.name, f"{caption}: {one.name}" if named else caption))
     return tiles
