@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: train test lint check bench audit clean
+.PHONY: train test lint check docs pictures bench audit clean
 
 train: $(STAMP)
 	$(BIN)/hjepa train configs/quickstart.yaml --resume
@@ -22,6 +22,14 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -m slow
 
+# The site, into site/index.html; a link that leads nowhere is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+# The pictures of docs/method.md, drawn by the code that they show; the quickstart's encoder for one of them.
+pictures: train
+	$(BIN)/python scripts/draw.py docs/pictures runs/quickstart
+
 # Everything that is measured, into docs/performance.md; the machine should have nothing else to do for an hour.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench.py
@@ -36,8 +44,8 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5,<1'
 	UV_NATIVE_TLS=1 UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --compile-bytecode \
-	  --python $(BIN)/python --editable '.[dev]'
+	  --python $(BIN)/python --editable '.[dev,docs]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

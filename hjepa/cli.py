@@ -181,6 +181,32 @@ def search(
 
 
 @app.command()
+def classify(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
+    labelled: Annotated[
+        Path,
+        typer.Argument(
+            help="A folder with one subfolder of images per class; a table (.csv, .tsv) with the columns file,label; "
+            "or a classifier.safetensors of an earlier call."
+        ),
+    ],
+    images: Annotated[
+        Path | None, typer.Argument(help="A folder of images to classify; the labelled ones themselves without.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Table to write; the page of pictures and the classifier lie beside.")
+    ] = Path("predictions.csv"),
+    online: Annotated[bool, typer.Option("--online", help="The context encoder in place of its average.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per forward pass.", min=1)] = 64,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Learn classes from a few labelled images, say how far to believe it, and classify a folder."""
+    from hjepa.classify import classify as learn
+
+    learn(run, labelled, images, output, online, batch_size, device)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
     to: Annotated[str, typer.Option("--to", help="timm, hf, onnx, torchscript or safetensors.")],

@@ -131,6 +131,12 @@ def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, f
     return results
 
 
+def worth_in_words(results: dict[str, float]) -> str:
+    """An evaluation in one line: k-NN accuracy beside what costs nothing."""
+    own, pixels, untrained = (results[f"eval/knn{suffix}"] for suffix in ("", "_pixels", "_random"))
+    return f"k-NN {own:.1f} %, raw pixels {pixels:.1f} %, untrained encoder {untrained:.1f} %"
+
+
 def show_results(console: Console, results: dict[str, float], path: Path) -> None:
     """The last lines: what the encoder is worth, beside what costs nothing, and where it is."""
     if results:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from hjepa import checkpoint
+from hjepa.build import run_path
 from hjepa.config import Config
 from hjepa.config.sections import Training
 from hjepa.data.workers import Loader
@@ -20,6 +21,9 @@ from hjepa.device import forget_peak, peak_memory, resident_memory, synchronize
 from hjepa.errors import ConfigError, StorageError
 from hjepa.evaluate import probe_timing
 from hjepa.optim import Schedules
+from hjepa.report.page import page_of_run
+from hjepa.report.pictures import draw
+from hjepa.report.records import Record
 from hjepa.run import Progress, Run
 from hjepa.step import Taken, describe, take_step
 
@@ -38,6 +42,8 @@ class Measured:
         seconds_of_evaluation: one evaluation of the trained encoder.
         seconds_of_baselines: the baselines beside the first.
         seconds_of_save: one checkpoint.
+        seconds_of_pictures: those of one evaluation, where they are asked for.
+        seconds_of_report: the page at the end, where it is asked for.
         bytes_of_save: its size on the disk.
         peak_memory: while stepping; see `device.peak_memory`.
         resident: what the process holds between steps.
@@ -48,23 +54,25 @@ class Measured:
     seconds_of_evaluation: float
     seconds_of_baselines: float
     seconds_of_save: float
+    seconds_of_pictures: float
+    seconds_of_report: float
     bytes_of_save: int
     peak_memory: int
     resident: int
 
     def seconds_of(self, total: int, run: Run) -> float:
-        """Time of a run of `total` steps, from its first step to its last figure."""
+        """Time of a run of `total` steps, from its first step to its page."""
         evaluations, saves = occasions(run.config, total, run.batches.steps_per_epoch)
         lines = total // run.config.logging.log_frequency + 1
         seconds = total * self.seconds_per_step + lines * self.seconds_of_line + saves * self.seconds_of_save
         if run.evaluator is not None:
             seconds += evaluations * self.seconds_of_evaluation + self.seconds_of_baselines
-        return seconds
+        return seconds + evaluations * self.seconds_of_pictures + self.seconds_of_report
 
     @property
     def seconds_at_end(self) -> float:
-        """Time from the last step to the last figure, without baselines."""
-        return self.seconds_of_evaluation + self.seconds_of_save
+        """Time from the last step to the page, without baselines."""
+        return self.seconds_of_evaluation + self.seconds_of_save + self.seconds_of_pictures + self.seconds_of_report
 
     def steps_within(self, seconds: float, run: Run) -> int:
         """The most steps that end within `seconds`, evaluations and saves included; at least one."""
@@ -138,8 +146,22 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     if run.evaluator is not None:
         once, baselines = probe_timing(run.evaluator, run.model, run.config, seconds / 4)
         run.model.train()
-    saving, size = _time_save(run, place or (run.folder.path if run.folder is not None else None))
-    return Measured(per_step, per_line, once, baselines, saving, size, peak, resident)
+    saving, loading, size = _time_save(run, place or (run.folder.path if run.folder is not None else None))
+    pictures, page = _time_page(run)
+    drawn, written = loading + pictures, loading + pictures + page
+    logging, drawing = run.config.logging, run.config.evaluation.eval_frequency > 0
+    return Measured(
+        per_step,
+        per_line,
+        once,
+        baselines,
+        saving,
+        drawn if logging.use_pictures and drawing else 0.0,
+        written if logging.use_report else 0.0,
+        size,
+        peak,
+        resident,
+    )
 
 
 def time_steps(run: Run, seconds: float) -> tuple[float, float]:
@@ -171,10 +193,27 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
     return took / count, time.monotonic() - start
 
 
-def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
-    """Seconds and bytes of a checkpoint on the disk that the run writes to."""
+def _time_page(run: Run) -> tuple[float, float]:
+    """Seconds of the pictures of a page, and of the rest of it; of none where none is asked for."""
+    if not run.fabric.is_global_zero or not (run.config.logging.use_report or run.config.logging.use_pictures):
+        return 0.0, 0.0
+    step, weights, trainer, settings = run.state()
+    saved = checkpoint.Saved(step, checkpoint.snapshot(weights), trainer, settings)
+    record = Record(run_path(run.config), run.config.experiment.name, run.config, {}, {}, saved=saved)
+    start = time.monotonic()
+    try:
+        pictures = draw(record)
+        drawn = time.monotonic()
+        page_of_run(record, pictures)
+    except Exception:  # of the page itself, too, a failure is a warning and no more
+        return 0.0, 0.0
+    return drawn - start, time.monotonic() - drawn
+
+
+def _time_save(run: Run, place: Path | None) -> tuple[float, float, int]:
+    """Seconds of writing and of reading a checkpoint on the disk that the run writes to, and its bytes."""
     if not run.fabric.is_global_zero:
-        return 0.0, 0
+        return 0.0, 0.0, 0
     try:
         folder = Path(mkdtemp(prefix=".trial-", dir=place))
     except OSError as error:
@@ -183,6 +222,9 @@ def _time_save(run: Run, place: Path | None) -> tuple[float, int]:
         start = time.monotonic()
         step, weights, trainer, config = run.state()
         saved = checkpoint.save(folder, step, checkpoint.snapshot(weights), checkpoint.snapshot(trainer), config)
-        return time.monotonic() - start, sum(file.stat().st_size for file in saved.iterdir())
+        written = time.monotonic()
+        checkpoint.load(saved)
+        read = time.monotonic()
+        return written - start, read - written, sum(file.stat().st_size for file in saved.iterdir())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -211,6 +211,8 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
         "seconds_of_evaluation": measured.seconds_of_evaluation,
         "seconds_of_baselines": measured.seconds_of_baselines,
         "seconds_of_save": measured.seconds_of_save,
+        "seconds_of_pictures": measured.seconds_of_pictures,
+        "seconds_of_report": measured.seconds_of_report,
         "seconds_total": seconds,
     }
     rate = run.batches.batch_size / measured.seconds_per_step

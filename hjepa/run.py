@@ -225,7 +225,7 @@ def build(
     quarantine.watch(sources)
     bar = console.bar("Decoding", 1)
     try:
-        sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, f"of {total}"), sample)
+        sources = cache(sources, config.data.cache_gb, lambda done, total: bar.update(done, total=total), sample)
     finally:
         quarantine.write(0)
     bar.close()

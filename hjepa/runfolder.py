@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hjepa.config.sections import Logging
 from hjepa.errors import ConfigError, FolderInUseError, StorageError
 
@@ -24,8 +27,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
+METRICS = "metrics.jsonl"
 BAD_IMAGES = "bad_images.jsonl"
 ENVIRONMENT = "environment.jsonl"
+
+Values = dict[str, float | None]
 
 _locks: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 os.register_at_fork(after_in_child=lambda: [lock.close() for lock in list(_locks)])
@@ -95,7 +101,7 @@ class RunFolder:
         Returns:
             the lines that stay.
         """
-        path = self.path / "metrics.jsonl"
+        path = self.path / METRICS
         kept: list[str] = []
         self.close_records()
         with self._optional("metrics.jsonl"):
@@ -134,6 +140,23 @@ class RunFolder:
         with self._optional("Weights & Biases"):
             if self._wandb is not None:
                 self._wandb.log(values, step=step)
+
+    def log_pictures(self, step: int, pictures: Callable[[], Mapping[str, NDArray[np.uint8]]]) -> None:
+        """Put pictures beside the curves.
+
+        Args:
+            step: optimizer steps done.
+            pictures: draws them, `[H, W, 3]` RGB by name; what fails there is told once, too.
+        """
+        with self._optional("pictures"):
+            drawn = pictures()
+            if self._tensorboard is not None:
+                for name, pixels in drawn.items():
+                    self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+            if self._wandb is not None:
+                import wandb
+
+                self._wandb.log({name: wandb.Image(pixels) for name, pixels in drawn.items()}, step=step)
 
     def note(self, name: str, line: dict[str, Any]) -> None:
         """Append a line to another record."""
@@ -221,3 +244,46 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return float("inf")
+
+
+def read_metrics(path: Path) -> tuple[dict[int, Values], dict[int, Values], int]:
+    """`metrics.jsonl` of any state, such as one with a line that was cut off.
+
+    Returns:
+        values by step of the lines of training; those of the evaluations, the `eval/` of their names left out; how
+        many lines are neither. Of a step that was taken twice, the later line counts; what is not finite is None.
+    """
+    steps: dict[int, Values] = {}
+    evaluations: dict[int, Values] = {}
+    unreadable = 0
+    for line in read_lines(path):
+        step = None if line is None else line.pop("step", None)
+        if line is None or type(step) is not int:
+            unreadable += 1
+            continue
+        values = {name: _number(value) for name, value in line.items() if name != "epoch"}
+        if "loss" in values:
+            steps[step] = values
+        else:
+            evaluations[step] = {name.removeprefix("eval/"): value for name, value in values.items()}
+    return dict(sorted(steps.items())), dict(sorted(evaluations.items())), unreadable
+
+
+def read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """A record's lines, none where there is no file; None for one that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    found: list[dict[str, Any] | None] = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        found.append(value if isinstance(value, dict) else None)
+    return found
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and abs(value) < float("inf") else None

@@ -21,12 +21,13 @@ from hjepa.diagnosis import Diagnosis, Spikes
 from hjepa.distributed import ending_together
 from hjepa.environment import environment
 from hjepa.errors import DivergedError, MemoryFullError
-from hjepa.evaluate import probe, show_results
+from hjepa.evaluate import probe, show_results, worth_in_words
 from hjepa.facade import make_callable
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
 from hjepa.report import write_after_run
+from hjepa.report.sheets import sheets_of_run
 from hjepa.run import Run, build, open_fabric
 from hjepa.runfolder import BAD_IMAGES, ENVIRONMENT, RunFolder
 from hjepa.signals import LateReader
@@ -67,6 +68,7 @@ def train(
                     f"{len(run.quarantine.found)} image file(s) could not be read: {run_path(config) / BAD_IMAGES}"
                 )
             if folder is not None and config.logging.use_report:
+                console.status(now="writing the report")
                 write_after_run(folder.path, console)
             show_results(console, run.results, run_path(config))
         except (RuntimeError, MemoryError) as error:
@@ -180,6 +182,10 @@ def take_steps(run: Run, schedules: Schedules) -> None:
     if fabric.device.type != "cpu":
         forget_peak(fabric.device)  # that of trials before the first step
 
+    def seconds_left() -> float:
+        pace = (time.monotonic() - start) / (progress.step - first_step)
+        return (last_step - progress.step) * pace + progress.reserve
+
     run.model.train()
     for step in range(progress.step, last_step):
         taken = take_step(run, schedules, step, loader)
@@ -199,10 +205,14 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             run.quarantine.exchange(run.batches)
             run.quarantine.write(progress.step)
             values = describe(run, schedules, step, taken) | {"images_per_second": meter.read()}
-            bar.update(progress.step, f"loss {values['loss']:.3f}  {values['images_per_second']:.0f} images/s")
             progress.update.zero_()
             for finding in diagnosis.read(progress.step, values):
                 run.console.warn(finding)
+            run.console.status(
+                training=f"loss {values['loss']:.3f}, {values['images_per_second']:.0f} images/s, "
+                f"epoch {epoch}/{last_epoch}, ends {_clock(seconds_left())}",
+                verdict=f"verdict so far: {diagnosis.verdict.splitlines()[0]}",
+            )
             if run.folder is not None:
                 run.folder.log(progress.step, epoch, values)
             stop_if_gone(run, spikes.read(progress.step, values["loss"]))
@@ -214,8 +224,7 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             mean = float(progress.epoch_loss) / ((progress.step - 1) % per_epoch + 1)
             line = f"Epoch {epoch}/{last_epoch}: loss={mean:.3f} | time={minutes:.1f}min | mem={memory:.1f}GB"
             if config.training.max_time is not None:
-                left = (last_step - progress.step) * (time.monotonic() - start) / (progress.step - first_step)
-                line += f" | ends {_clock(left + progress.reserve)}"
+                line += f" | ends {_clock(seconds_left())}"
             run.console.say(line)
         if end_of_epoch:
             progress.epoch_loss.zero_()
@@ -295,6 +304,7 @@ def evaluate(run: Run, epoch: int) -> None:
     """
     save(run, wait=True)
     if run.evaluator is not None and run.folder is not None:
+        run.console.status(now=f"evaluating after step {run.progress.step}")
         with run.stop.at_once():
             run.results = probe(run.evaluator, run.model, run.config)
         run.quarantine.write(run.progress.step)
@@ -302,8 +312,12 @@ def evaluate(run: Run, epoch: int) -> None:
         run.folder.log(run.progress.step, epoch, run.results)
         shown = ", ".join(f"{name}={run.results[f'eval/{name}']:.1f}" for name in ("knn", "knn_pixels", "knn_random"))
         run.console.say(f"Evaluation: {shown}")
+        run.console.status(now="", worth=f"{worth_in_words(run.results)}, after step {run.progress.step}")
         if run.config.checkpoint.needs_labels:
             keep_if_best(run, run.results[f"eval/{run.config.checkpoint.metric}"])
+    if run.folder is not None and run.config.logging.use_pictures:
+        path = run.folder.path
+        run.folder.log_pictures(run.progress.step, lambda: sheets_of_run(path))
     run.fabric.barrier()
 
 

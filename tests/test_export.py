@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -208,6 +209,11 @@ def test_the_card_says_what_was_measured_and_no_more(finished: Path, encoders: P
     assert f"| raw pixels | {record['eval/knn_pixels']:.1f} % |" in card
     assert hjepa.load(finished).origin.sha256 in card
     assert "# mine\n" in card
+    shutil.copytree(finished, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "ep')  # cut off by a kill: the lines before still count, as in the run's page
+    export(tmp_path / "run", "hf", tmp_path / "cut")
+    assert f"| this encoder | {record['eval/knn']:.1f} % |" in (tmp_path / "cut" / "README.md").read_text()
     export(encoders / "own", "hf", tmp_path / "other")
     assert "nothing is claimed" in (tmp_path / "other" / "README.md").read_text()
 

@@ -1,6 +1,6 @@
 """What a run costs: counts against counting, and a trial that leaves no trace."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -70,3 +70,21 @@ def test_a_trial_that_fails_leaves_no_trace_either(run: Run) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         broken()
     assert torch.equal(run.model.predictor.queries, before)  # type: ignore[union-attr]
+
+
+def test_the_page_and_the_pictures_are_part_of_what_a_run_takes(small: tuple[str, ...], tmp_path: Path) -> None:
+    def measured(*overrides: str) -> tuple[Run, Measured]:
+        settings = (*small, f"experiment.output_dir={tmp_path}", "evaluation.linear=false", *overrides)
+        run = build(load_config(None, settings), *open_fabric(load_config(None, settings)), Console(enabled=False))
+        with restored(run):
+            return run, measure_run(run, 0.1)
+
+    _, without = measured()
+    assert without.seconds_of_report == without.seconds_of_pictures == 0
+    run, both = measured("logging.use_report=true", "logging.use_pictures=true", "logging.use_tensorboard=true")
+    assert 0 < both.seconds_of_pictures < both.seconds_of_report < 60
+    assert both.seconds_at_end > both.seconds_of_evaluation + both.seconds_of_report
+    # An evaluation every 10 epochs of 8 steps, and the last.
+    plain = replace(both, seconds_of_report=0.0, seconds_of_pictures=0.0)
+    more = both.seconds_of(200, run) - plain.seconds_of(200, run)
+    assert more == pytest.approx(both.seconds_of_report + 3 * both.seconds_of_pictures)

@@ -1594,8 +1594,31 @@ def _(tmp_path: Path) -> None:
         assert (left.folder / "report.html").exists() == (name == "true")
 
 
+@witness("logging.use_pictures")
+def _(tmp_path: Path, wandb: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    on = ("logging.use_tensorboard=true", "evaluation.eval_frequency=1", "training.epochs=2")
+    names = {"views", "neighbours", "features/Image", "features/Level 0"}
+    for name in ("true", "false"):
+        left = run_of(tmp_path / name, *on, "logging.wandb.enabled=true", f"logging.use_pictures={name}")
+        found = EventAccumulator(str(left.folder / "tensorboard"), {"images": 0}).Reload()
+        shown = set(found.Tags()["images"])
+        assert (names <= shown) == (name == "true"), shown
+        assert all([event.step for event in found.Images(tag)] == [2, 4] for tag in shown)
+        sent = {key: step for kind, step, keys in wandb.calls[1:-1] if kind == "log" for key in keys}
+        assert {"views", "neighbours"} <= sent.keys() if name == "true" else "views" not in sent
+        wandb.calls.clear()
+    with pytest.raises(ConfigError, match=r"logging\.use_pictures: pictures go where curves go"):
+        load_config(None, ["logging.use_pictures=true", "logging.use_tensorboard=false"])
+    with pytest.raises(ConfigError, match=r"evaluation\.eval_frequency is 0"):
+        load_config(None, ["logging.use_pictures=true", "evaluation.eval_frequency=0"])
+
+
 STAND_IN = """
 calls = []
+class Image:
+    def __init__(self, pixels): assert pixels.shape[2] == 3
 class Run:
     def log(self, values, step): calls.append(("log", step, sorted(values)))
     def finish(self, **options): calls.append(("finish",))

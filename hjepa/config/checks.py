@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hjepa.config.data import Data
 from hjepa.config.geometry import feasible_blocks, nearest_masking
 from hjepa.config.model import Model
-from hjepa.config.sections import Checkpoint, Evaluation, Loss, Masking, Training
+from hjepa.config.sections import Checkpoint, Evaluation, Logging, Loss, Masking, Training
 from hjepa.config.types import Conflict
 
 
@@ -110,6 +110,15 @@ def metric_checks(checkpoint: Checkpoint, evaluation: Evaluation, data: Data) ->
         yield Conflict(
             ("checkpoint.metric", "data.datasets"),
             f"a folder of images has no labels to measure {metric} by; use checkpoint.metric=loss",
+        )
+
+
+def picture_checks(evaluation: Evaluation, logging: Logging) -> Iterator[Conflict]:
+    """Whether `logging.use_pictures` will ever draw one."""
+    if logging.use_pictures and not evaluation.eval_frequency:
+        yield Conflict(
+            ("logging.use_pictures", "evaluation.eval_frequency"),
+            "pictures are drawn at evaluations, and evaluation.eval_frequency is 0; set one of the two",
         )
 
 

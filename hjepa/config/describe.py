@@ -92,7 +92,7 @@ def takes(schema: dict[str, Any]) -> str:
         inner = schema.get("prefixItems")
         return f"{len(inner)} of ({takes(inner[0])})" if inner else f"list of ({takes(schema['items'])})"
     if "pattern" in schema:
-        return f"text that matches {schema['pattern']}"
+        return f"text that matches `{schema['pattern']}`"
     names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text"}
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     limits = [f"{sign} {_number(schema[key])}" for key, sign in words.items() if key in schema]

@@ -41,7 +41,8 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
     Args:
         path: the file; None starts from the defaults.
-        overrides: such as `training.epochs=3` or `data=./photos`; values are YAML.
+        overrides: such as `training.epochs=3`; values are YAML. `data=./photos` puts a folder in the place of the
+            file's `data.datasets` and leaves the rest of its section.
 
     Raises:
         ConfigError: with one line for every mistake found.
@@ -170,6 +171,9 @@ def _apply(raw: dict[str, Any], lines: Lines, text: str) -> None:
         parsed = yaml.load(value, _PlainLoader)  # safe: derived from SafeLoader
     except yaml.YAMLError:
         raise ConfigError(f"{text!r}: the value is not readable as YAML") from None
+    if name == "data" and isinstance(parsed, str) and isinstance(raw.get("data"), dict):
+        # Other images, shown as the file says.
+        name, parsed = "data.datasets", folder_section(parsed)["datasets"]
     here: Any = raw
     parts: list[str | int] = [int(part) if part.isdigit() else part for part in name.split(".")]
     for depth, part in enumerate(parts):

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hjepa.config.checks import cross_checks, metric_checks
+from hjepa.config.checks import cross_checks, metric_checks, picture_checks
 from hjepa.config.data import Data
 from hjepa.config.model import Model
 from hjepa.config.sections import Checkpoint, Evaluation, Experiment, Logging, Loss, Masking, Training
@@ -39,3 +39,4 @@ class Config(Section):
         """See `Section.conflicts`."""
         yield from cross_checks(self.model, self.data, self.masking, self.loss, self.training)
         yield from metric_checks(self.checkpoint, self.evaluation, self.data)
+        yield from picture_checks(self.evaluation, self.logging)

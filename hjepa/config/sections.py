@@ -227,4 +227,16 @@ class Logging(Section):
     log_frequency: Positive = Field(10, description="optimizer steps between lines of metrics.jsonl")
     use_tensorboard: Bool = Field(True, description="curves in the run's tensorboard/ folder")
     use_report: Bool = Field(True, description="a page about the run, report.html, when it has finished")
+    use_pictures: Bool = Field(
+        False,
+        description="the page's pictures (views with masks, features as colours) beside the curves, at each evaluation",
+    )
     wandb: WandB = WandB()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """See `Section.conflicts`."""
+        if self.use_pictures and not (self.use_tensorboard or self.wandb.enabled):
+            yield Conflict(
+                ("use_pictures", "use_tensorboard", "wandb.enabled"),
+                "pictures go where curves go, and there are none; set logging.use_tensorboard=true, or leave them out",
+            )

@@ -32,7 +32,7 @@ from hjepa.report.summary import (
 def page_of_run(record: Record, pictures: Pictures) -> str:
     """The page of one run."""
     columns, rows = probe_table(record)
-    return _render(
+    return render(
         "run.html",
         title=record.config.experiment.name,
         record=record,
@@ -54,7 +54,7 @@ def page_of_run(record: Record, pictures: Pictures) -> str:
 def page_of_runs(records: Sequence[Record]) -> str:
     """Several runs beside one another."""
     _tell_apart(records)
-    return _render(
+    return render(
         "runs.html",
         title=f"{len(records)} runs",
         records=records,
@@ -81,7 +81,9 @@ def _laid_out(charts: Sequence[Chart]) -> list[dict[str, Any]]:
     return [laid for chart in charts if (laid := lay_out(chart)) is not None]
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates; `by` names the command in its footer."""
+    values.setdefault("by", "hjepa report")
     environment = Environment(
         loader=PackageLoader("hjepa.report"),
         autoescape=True,

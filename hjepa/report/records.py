@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from hjepa import checkpoint
 from hjepa.config import Config, load_config
 from hjepa.diagnosis import Diagnosis
 from hjepa.errors import ConfigError, StorageError
-from hjepa.runfolder import BAD_IMAGES, ENVIRONMENT
-
-Values = dict[str, float | None]
+from hjepa.runfolder import BAD_IMAGES, ENVIRONMENT, METRICS, Values, read_lines, read_metrics
 
 
 @dataclass
@@ -94,10 +91,10 @@ def read_run(path: Path, running: bool | None = None) -> Record:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path}: no run here (config.yaml is missing); give the folder of a run")
     config = load_config(path / "config.yaml")
-    steps, evaluations, unreadable = _read_metrics(path / "metrics.jsonl")
+    steps, evaluations, unreadable = read_metrics(path / METRICS)
     record = Record(path, path.resolve().name, config, steps, evaluations, unreadable=unreadable)
-    record.environment = [line for line in _lines(path / ENVIRONMENT) if line is not None]
-    record.bad_images = sum(line is not None for line in _lines(path / BAD_IMAGES))
+    record.environment = [line for line in read_lines(path / ENVIRONMENT) if line is not None]
+    record.bad_images = sum(line is not None for line in read_lines(path / BAD_IMAGES))
     record.running = _is_held(path / ".lock") if running is None else running
     diagnosis = Diagnosis(config)
     for step, values in steps.items():
@@ -109,44 +106,6 @@ def read_run(path: Path, running: bool | None = None) -> Record:
     except StorageError as error:
         record.missing = str(error).splitlines()[0]
     return record
-
-
-def _read_metrics(path: Path) -> tuple[dict[int, Values], dict[int, Values], int]:
-    """Lines of training and of evaluations by step, and how many lines are neither."""
-    steps: dict[int, Values] = {}
-    evaluations: dict[int, Values] = {}
-    unreadable = 0
-    for line in _lines(path):
-        step = None if line is None else line.pop("step", None)
-        if line is None or type(step) is not int:
-            unreadable += 1
-            continue
-        values = {name: _number(value) for name, value in line.items() if name != "epoch"}
-        if "loss" in values:
-            steps[step] = values
-        else:
-            evaluations[step] = {name.removeprefix("eval/"): value for name, value in values.items()}
-    return dict(sorted(steps.items())), dict(sorted(evaluations.items())), unreadable
-
-
-def _lines(path: Path) -> list[dict[str, Any] | None]:
-    """A record's lines; None for one that cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    found: list[dict[str, Any] | None] = []
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        found.append(value if isinstance(value, dict) else None)
-    return found
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and abs(value) < float("inf") else None
 
 
 def _is_held(lock: Path) -> bool:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
+from hjepa.runfolder import METRICS, Values, read_metrics
 from hjepa.use.frozen import Encoder
 
 _ROWS = (("this encoder", ""), ("raw pixels", "_pixels"), ("untrained encoder", "_random"))
 
 
-def figures(checkpoint: Path, step: int) -> tuple[int, dict[str, float]] | None:
+def figures(checkpoint: Path, step: int) -> tuple[int, Values] | None:
     """The newest evaluation of a run up to a step, and its step; None where no record lies beside the checkpoint."""
-    try:
-        lines = (checkpoint.parent.parent / "metrics.jsonl").read_text().splitlines()
-        records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        found = [record for record in records if record["step"] <= step and "eval/knn" in record]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not found:
-        return None
-    return found[-1]["step"], {
-        key: value for key, value in found[-1].items() if key.startswith("eval/") and value is not None
-    }
+    _, evaluations, _ = read_metrics(checkpoint.parent.parent / METRICS)
+    found = [at for at, values in evaluations.items() if at <= step and values.get("knn") is not None]
+    return (max(found), evaluations[max(found)]) if found else None
 
 
 def card(encoder: Encoder, name: str) -> str:
@@ -51,7 +42,7 @@ tags: [timm, transformers, hjepa, self-supervised]
 # {name}
 
 A Vision Transformer pretrained without labels by `hjepa` (Hierarchical Joint-Embedding Predictive Architecture):
-the {kind} of the run `{origin.name}` after {origin.step} steps.
+the {kind} of the run `{origin.run}` after {origin.step} steps.
 
 | | |
 | --- | --- |
@@ -90,8 +81,8 @@ def _measured(checkpoint: Path, step: int, online: bool) -> str:
     at, values = found
     lines = ["| | k-NN | linear |", "| --- | --- | --- |"]
     for label, suffix in _ROWS:
-        own = "_online" if online and not suffix and "eval/knn_online" in values else suffix
-        cells = (values.get(f"eval/{probe}{own}") for probe in ("knn", "linear"))
+        own = "_online" if online and not suffix and values.get("knn_online") is not None else suffix
+        cells = (values.get(probe + own) for probe in ("knn", "linear"))
         lines.append(f"| {label} | {' | '.join('-' if cell is None else f'{cell:.1f} %' for cell in cells)} |")
     when = "" if at == step else f", which was before it ended ({step})"
     return (

@@ -3,45 +3,35 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from hjepa.config import resolve
-from hjepa.config.data import Data
 from hjepa.console import Console
 from hjepa.data.bad_files import listed
-from hjepa.data.files import FileSource, FolderSource
-from hjepa.data.source import Read, Source, links_left_out
-from hjepa.data.sources import decode_side, open_source
+from hjepa.data.source import Int64, links_left_out
 from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError, FolderInUseError, StorageError
 from hjepa.runfolder import BAD_IMAGES
 from hjepa.use.features import FeatureFile, Float32, Header, Rows, check_suffix, sidecar, write
 from hjepa.use.frozen import Encoder, Features, encoder_of
-from hjepa.weights import Weights, find_weights
+from hjepa.use.listing import Listing, list_folder, list_sources, pieces
+from hjepa.weights import find_weights
 
 # What a kill can cost, and what is held in memory.
 _PART_IMAGES = 256
 _PART_BYTES = 32 << 20
 _PLAN = "plan.json"
-_CHOICE = ("data.datasets", "data.data_path", "data.download")
-# What settles how images are read; the rest of a run's config may not fit other images.
-_SECTIONS = ("experiment", "model", "data", "masking", "loss", "training")
 
 
 @dataclass(frozen=True)
@@ -79,37 +69,6 @@ class Request:
             raise ConfigError(f"--level {self.level}: the run has the levels 0 to {encoder.num_levels - 1}")
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images to embed, in one order.
-
-    Attributes:
-        sources: where they are read.
-        names: of all of them.
-        words: what they are called in the header.
-        digest: of their names, sizes and times.
-        labels: `[n]` int64, or None.
-    """
-
-    sources: list[Source]
-    names: list[str]
-    words: str
-    digest: str
-    labels: NDArray[np.int64] | None
-
-    def read(self, start: int, stop: int) -> list[tuple[NDArray[np.int64], NDArray[np.bool_], Read]]:
-        """Images [start, stop), at most one piece per source: their numbers, which could be read, and what was."""
-        pieces, first = [], 0
-        for source in self.sources:
-            indices = np.arange(max(start - first, 0), min(stop - first, len(source)), dtype=np.int64)
-            if len(indices):
-                read = source.read(indices)
-                # Another image stands in the place of one that cannot be read; here that is nobody's.
-                pieces.append((indices + first, read.indices == indices, read))
-            first += len(source)
-        return pieces
-
-
 def embed(
     run: Path,
     folder: Path | None,
@@ -126,7 +85,7 @@ def embed(
         folder: of images, nested or not; None for the sources that `words` or the run's config name.
         output: `.parquet`, `.npy` or `.safetensors`.
         request: what is wanted of each image.
-        words: overrides of the run's choice of data (`_CHOICE`), such as
+        words: overrides of the run's choice of data (`listing.CHOICE`), such as
             `data.datasets=[{name: cifar10, split: test}]`.
         batch_size: images per forward pass.
         device: see `hjepa.device.choose`.
@@ -143,16 +102,14 @@ def embed(
     saved = find_weights(run, console.warn)
     encoder = encoder_of(saved, request.online)
     request.check(encoder)
-    listing = _list_folder(folder, encoder.data) if folder is not None else _list_sources(saved, words)
+    listing = list_folder(folder, encoder.data) if folder is not None else list_sources(saved, words)
     for source in listing.sources:
         if source.left_out:
             console.warn(links_left_out(source))
     shape = list(request.of(encoder, encoder.preprocess(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))).shape[1:])
-    origin = encoder.origin
     header = Header(
-        origin.checkpoint, origin.sha256, origin.step, origin.name, origin.online, request.kind, shape, listing.words,
-        listing.digest,
-    )  # fmt: skip
+        **asdict(encoder.origin), kind=request.kind, shape=shape, images=listing.words, listing=listing.digest
+    )
     if output.exists():
         there = _existing(output)
         _refuse_other(output, there.header, header, "remove the file, or choose another")
@@ -171,41 +128,6 @@ def embed(
     shown = " x ".join(map(str, shape))
     console.say(f"{output}: {count} images, {shown} float32 each, in {time.monotonic() - started:.1f} s")
     return count
-
-
-def _list_folder(folder: Path, data: Data) -> Listing:
-    source = FolderSource(folder, decode_side(data), str(folder), max_bad=1.0)
-    root = str(folder.expanduser().absolute())
-    names = [os.path.relpath(path, root) for path in source.paths]
-    return Listing([source], names, root, _digest(names, [source]), None)
-
-
-def _list_sources(saved: Weights, words: Sequence[str]) -> Listing:
-    for word in words:
-        # Nothing that says how an image is shown: that is the encoder's.
-        if not word.startswith(_CHOICE):
-            raise ConfigError(f"{word!r}: an embed is free to choose {', '.join(_CHOICE)} and no other setting")
-    sections = {name: saved.config[name] for name in _SECTIONS}
-    config = resolve(sections, words, f"config of {saved.path}")
-    data = config.data.model_copy(update={"max_bad_fraction": 1.0})
-    sources = [open_source(dataset, data, config.experiment.seed) for dataset in data.datasets]
-    names = [source.place(i) for source in sources for i in range(len(source))]
-    text = json.dumps([dataset.model_dump(mode="json", exclude_defaults=True) for dataset in data.datasets])
-    # Classes of two sources would bear the same numbers.
-    labels = sources[0].labels if len(sources) == 1 else None
-    return Listing(sources, names, text, _digest(names, sources), labels)
-
-
-def _digest(names: Sequence[str], sources: Sequence[Source]) -> str:
-    digest = hashlib.sha256(json.dumps(names).encode())
-    for source in sources:
-        for path in source.paths if isinstance(source, FileSource) else ():
-            try:
-                status = os.stat(path)
-            except OSError:  # it went after it was listed, and will be unreadable
-                continue
-            digest.update(f"{status.st_size} {status.st_mtime_ns},".encode())
-    return digest.hexdigest()
 
 
 def _refuse_other(path: Path, there: Header, wanted: Header, advice: str) -> None:
@@ -287,23 +209,16 @@ def _part(parts: Path, start: int) -> Path:
 @torch.no_grad()
 def _embed_range(
     listing: Listing, encoder: Encoder, request: Request, start: int, stop: int, batch_size: int
-) -> tuple[NDArray[np.int64], Float32, dict[str, str]]:
+) -> tuple[Int64, Float32, dict[str, str]]:
     """Numbers of the images [start, stop) that can be read, their features, and the others, reason by path."""
-    bounds = [(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-    numbers: list[NDArray[np.int64]] = []
+    numbers: list[Int64] = []
     features: list[Float32] = []
     bad: dict[str, str] = {}
-    with ThreadPoolExecutor(1) as reader:  # a batch is decoded while the one before is encoded
-        upcoming = reader.submit(listing.read, *bounds[0])
-        for following in (*bounds[1:], None):
-            pieces = upcoming.result()
-            if following is not None:
-                upcoming = reader.submit(listing.read, *following)
-            for asked, readable, read in pieces:
-                bad |= read.bad
-                squares = encoder.preprocess.squares(torch.from_numpy(read.images), read.true_sizes)
-                numbers.append(asked[readable])
-                features.append(request.of(encoder, squares).float().cpu().numpy()[readable])
+    for piece in pieces(listing, start, stop, batch_size):
+        bad |= piece.read.bad
+        squares = encoder.preprocess.squares(torch.from_numpy(piece.read.images), piece.read.true_sizes)
+        numbers.append(piece.numbers[piece.readable])
+        features.append(request.of(encoder, squares).float().cpu().numpy()[piece.readable])
     return np.concatenate(numbers), np.concatenate(features), bad
 
 

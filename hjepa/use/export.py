@@ -86,7 +86,7 @@ def export(run: Path, to: str, output: Path, online: bool = False) -> None:
     finally:
         _remove(temporary)
     average = "the context encoder" if encoder.origin.online else "the encoder"
-    console.say(f"{output}: {average} of {encoder.origin.name} after step {encoder.origin.step}\n\n{advice}")
+    console.say(f"{output}: {average} of {encoder.origin.run} after step {encoder.origin.step}\n\n{advice}")
 
 
 def timm_model(model: Model, image_size: int) -> tuple[str, dict[str, Any]]:
@@ -137,7 +137,7 @@ def description(encoder: Encoder) -> dict[str, Any]:
     return {
         "timm": {"model_name": name, **arguments},
         "image": image_settings(encoder),
-        "run": {"name": origin.name, "step": origin.step, "online": origin.online, "sha256": origin.sha256},
+        "run": {"name": origin.run, "step": origin.step, "online": origin.online, "sha256": origin.sha256},
     }
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hjepa.errors import ConfigError, DataError
+from hjepa.use.frozen import Origin
 
 SUFFIXES = (".parquet", ".npy", ".safetensors")
 
@@ -26,26 +27,16 @@ Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a file of features says of itself; two files of one header have the same rows.
+class Header(Origin):
+    """What a file of features says of itself, beside its encoder's origin; two files of one header have the same rows.
 
     Attributes:
-        checkpoint: absolute path of the checkpoint's folder.
-        sha256: of its file of weights.
-        step: of the run.
-        run: its name.
-        online: whether it is the context encoder where there is a slow average of it.
         kind: `pooled`, or `level<l>`.
         shape: of an image's features: `[D]`, or `[N, D]` with all tokens.
         images: the folder, or the words of the config that name the source.
         listing: sha256 over the names, sizes and times of the files.
     """
 
-    checkpoint: str
-    sha256: str
-    step: int
-    run: str
-    online: bool
     kind: str
     shape: list[int]
     images: str

@@ -61,15 +61,15 @@ class Origin:
         checkpoint: absolute path of the checkpoint's folder.
         sha256: of its file of weights.
         step: optimizer steps done.
+        run: its name.
         online: whether it is the context encoder where there is a slow average of it.
-        name: of the run.
     """
 
     checkpoint: str
     sha256: str
     step: int
+    run: str
     online: bool
-    name: str
 
 
 class Preprocess(nn.Module):
@@ -235,7 +235,17 @@ def encoder_of(saved: Weights, online: bool = False) -> Encoder:
     backbone.load_state_dict(state)
     name = saved.config["experiment"]["name"]
     is_online = online and len(there) > 1
-    return Encoder(backbone, model, data, Origin(str(saved.path.absolute()), saved.sha256, saved.step, is_online, name))
+    return Encoder(backbone, model, data, Origin(str(saved.path.absolute()), saved.sha256, saved.step, name, is_online))
+
+
+def untrained_of(saved: Weights) -> Encoder:
+    """The encoder of a checkpoint's run with the random weights of its seed, for its training to be held against."""
+    encoder = encoder_of(saved)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(saved.config["experiment"]["seed"])
+        fresh = build_backbone(encoder.model.model_copy(update={"pretrained": False}), encoder.data.image_size)
+    encoder.backbone.load_state_dict(fresh.state_dict())
+    return encoder
 
 
 def _described(images: Tensor) -> str:

@@ -335,6 +335,16 @@ def test_a_path_is_a_whole_config() -> None:
     assert (dataset.name, dataset.path) == ("folder", "./photos")
 
 
+def test_a_folder_in_the_place_of_a_recipes_images_keeps_how_they_are_shown(recipes: list[Path]) -> None:
+    for recipe in recipes:
+        own, named = load_config(recipe).data, load_config(recipe, ("data=./photos",)).data
+        (dataset,) = named.datasets
+        assert (dataset.name, dataset.path) == ("folder", "./photos")
+        assert named.model_copy(update={"datasets": own.datasets}) == own
+    (first,) = load_config(recipes[0], ("data=./photos", "data.image_size=64", "data=./other")).data.datasets
+    assert first.path == "./other"
+
+
 def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
     config = load_config(None, ("model.layerscale_init=1e-5", "data=./photos", "training.clip_grad=null"))
     (tmp_path / "c.yaml").write_text(dump_config(config))
