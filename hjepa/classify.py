@@ -127,7 +127,10 @@ def _keep_labels(output: Path, predictions: list[Prediction], console: Console) 
     lost = sum(bool(label) and name not in known for _, name, label in rows_of_table(output)) if output.exists() else 0
     if lost:
         kept = output.with_name(f"{output.name}.old")
-        output.replace(kept)
+        try:
+            output.replace(kept)
+        except OSError as error:
+            raise StorageError(f"{kept}: cannot be written ({error.strerror})") from None
         console.warn(f"{output}: had {lost} label(s) that were not given here; it is kept as {kept}")
 
 
