@@ -13,14 +13,14 @@ from torch import Tensor
 from hjepa.console import Console
 from hjepa.data.bad_files import listed
 from hjepa.data.files import FileSource
-from hjepa.data.labelled import Copy, Labelled, copy_of, read_labelled
+from hjepa.data.labelled import Copy, Labelled, copy_of, read_labelled, rows_of_table
 from hjepa.data.source import Int64
 from hjepa.data.sources import decode_side
 from hjepa.device import choose
 from hjepa.errors import ConfigError, DataError, StorageError
 from hjepa.evaluation.features import pixel_features
 from hjepa.evaluation.few_labels import Accuracy, cross_validate, fit
-from hjepa.report.predictions import Prediction, Worth, write_page, write_table
+from hjepa.report.predictions import Prediction, Worth, is_table, write_page, write_table
 from hjepa.use.classifier import Classifier, load_classifier
 from hjepa.use.frozen import Encoder, encoder_of, untrained_of
 from hjepa.use.listing import Listing, list_folder, pieces
@@ -83,15 +83,18 @@ def classify(
     encoder = encoder_of(saved, online if ready is None else ready.origin.online).to(kind.name)
     if ready is not None:
         ready.check(labelled, encoder)
-        classifier, given = ready, None
-    else:
+    listing = None if folder is None else list_folder(folder, encoder.data)
+    if ready is None:
         classifier, given = _fit(read_labelled(labelled, folder), saved, encoder, batch_size, console)
+    else:
+        classifier, given = ready, None
     _show(classifier, console)
-    if folder is not None:
-        predictions = _predict(list_folder(folder, encoder.data), classifier, given, encoder, batch_size, console)
+    if listing is not None:
+        predictions = _predict(listing, classifier, given, encoder, batch_size, console)
     else:
         assert given is not None
         predictions = _of_labelled(given)
+    _keep_labels(output, predictions, console)
     write_table(output, predictions)
     console.say(f"{output}: {len(predictions)} images")
     page = output.with_suffix(".html")
@@ -112,6 +115,23 @@ def _check_output(output: Path, labelled: Path) -> None:
         raise ConfigError(f"{output}: there is no folder {output.parent} to write it to")
     if labelled.exists() and output.exists() and output.samefile(labelled):
         raise ConfigError(f"{output}: holds the labels; choose another name for the predictions with -o")
+    if output.exists() and not is_table(output):
+        raise ConfigError(
+            f"{output}: is there already and was not made by hjepa classify; remove it, or choose another with -o"
+        )
+
+
+def _keep_labels(output: Path, predictions: list[Prediction], console: Console) -> None:
+    """Set a table aside in which somebody filled in labels that these predictions do not know."""
+    known = {one.name for one in predictions if one.label}
+    lost = sum(bool(label) and name not in known for _, name, label in rows_of_table(output)) if output.exists() else 0
+    if lost:
+        kept = output.with_name(f"{output.name}.old")
+        try:
+            output.replace(kept)
+        except OSError as error:
+            raise StorageError(f"{kept}: cannot be written ({error.strerror})") from None
+        console.warn(f"{output}: had {lost} label(s) that were not given here; it is kept as {kept}")
 
 
 def _fit(

@@ -178,6 +178,26 @@ def test_the_tables_own_labels_can_be_filled_in_and_learned_from(finished: Path,
     assert sum(bool(row["label"]) for row in table(images / "second.csv")) == labelled
 
 
+def test_nobodys_table_and_nobodys_labels_are_written_over(finished: Path, images: Path, say: Say) -> None:
+    output = images / "predictions.csv"
+    output.write_text("name,price\nphotos/00.png,3\n")
+    status, said = say(str(finished), "labelled", "photos")
+    assert status == 2
+    assert "is there already and was not made by hjepa classify" in said
+    output.unlink()
+    assert say(str(finished), "labelled", "photos")[0] == 0
+    assert say(str(finished), "labelled", "photos")[0] == 0  # its own are replaced
+    rows = output.read_text().splitlines()
+    (fresh,) = (number for number, row in enumerate(rows) if row.startswith("18.png"))
+    output.write_text("\n".join([*rows[:fresh], f"{rows[fresh]}dark", *rows[fresh + 1 :]]))
+    before = output.read_bytes()
+    status, said = say(str(finished), "labelled", "photos")
+    assert status == 0
+    assert "had 1 label(s) that were not given here; it is kept as predictions.csv.old" in said
+    assert (images / "predictions.csv.old").read_bytes() == before
+    assert table(output)[0].keys() == {"file", "predicted", "probability", "label"}
+
+
 def test_without_a_folder_the_labelled_images_are_told_of(finished: Path, images: Path, tmp_path: Path) -> None:
     classify(finished, images / "labelled", None, tmp_path / "own.csv", device="cpu")
     rows = table(tmp_path / "own.csv")

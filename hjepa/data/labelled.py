@@ -102,7 +102,7 @@ def _of_folders(root: Path) -> Labelled:
 def _of_table(path: Path, folder: Path | None) -> Labelled:
     places = [path.absolute().parent, *([folder.expanduser().absolute()] if folder is not None else [])]
     paths, names, words, wrong = [], [], [], []
-    for number, name, label in _rows(path):
+    for number, name, label in rows_of_table(path):
         if not label:
             continue
         there = next((place / name for place in places if (place / name).is_file()), None)
@@ -121,8 +121,12 @@ def _of_table(path: Path, folder: Path | None) -> Labelled:
     return Labelled(path, paths, names, np.asarray([classes.index(word) for word in words], np.int64), classes)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, file and label of each row."""
+def rows_of_table(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, file and label of each row of a table.
+
+    Raises:
+        DataError: when it cannot be read, or lacks one of the columns.
+    """
     try:
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()

@@ -24,6 +24,9 @@ _PICTURES, _FIRST, _LEAST = 200, 12, 6
 _SQUEEZED, _SIDE = 128, 96
 
 
+_COLUMNS = ("file", "predicted", "probability", "label")
+
+
 class Prediction(NamedTuple):
     """What was said of an image.
 
@@ -80,7 +83,16 @@ def write_table(path: Path, predictions: Iterable[Prediction]) -> None:
     """
     rows = ((one.name, one.predicted, f"{one.probability:.4f}", one.label) for one in predictions)
     with _replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        csv.writer(file).writerows([("file", "predicted", "probability", "label"), *rows])
+        csv.writer(file).writerows([_COLUMNS, *rows])
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file begins as `write_table` begins it."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:
+            return file.readline().rstrip() == ",".join(_COLUMNS)
+    except OSError:
+        return False
 
 
 def write_page(path: Path, worth: Worth, predictions: Sequence[Prediction], data: Data) -> None:
