@@ -9,14 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa.config.sections import Evaluation
 from hjepa.evaluation.ridge import Ridge
-from hjepa.rng import permute
+from hjepa.evaluation.task import held_out
 
 # Similarities are computed in blocks of this many queries and bank rows: 8 MiB of float32, whatever the bank.
 _QUERY_BLOCK = 256
@@ -211,12 +210,9 @@ def linear_probe(
         seed: of the split of train.
     """
     candidates = sorted(set(l2), reverse=True)
-    held_out = len(train) // 5
     chosen = candidates[0]
-    if len(candidates) > 1 and held_out:
-        every = np.arange(len(train), dtype=np.int64)
-        order = permute(seed, "linear probe", np.zeros_like(every), every, len(train))
-        choice, fit = torch.from_numpy(order).to(train.device).tensor_split([held_out])
+    choice, fit = (rows.to(train.device) for rows in held_out(len(train), seed))
+    if len(candidates) > 1 and len(choice):
         ridge = Ridge(train[fit], train_labels[fit], num_classes)
         scores = [
             accuracy(ridge.predict(train[choice], weights), train_labels[choice])
