@@ -110,7 +110,21 @@ def knn_predict(
     Returns:
         `[m]` int64.
     """
-    similarity, neighbours = nearest(bank, queries, k)
+    return vote(*nearest(bank, queries, k), bank_labels, temperature=temperature, num_classes=num_classes)
+
+
+def vote(
+    similarity: Tensor, neighbours: Tensor, bank_labels: Tensor, *, temperature: float, num_classes: int
+) -> Tensor:
+    """The class that neighbours vote for, see `knn_predict`.
+
+    Args:
+        similarity, neighbours: `[m, k]` cosines and bank indices, as `nearest` gives them.
+        bank_labels, temperature, num_classes: see `knn_predict`.
+
+    Returns:
+        `[m]` int64.
+    """
     # Relative to the nearest neighbour: the same ranking, and no overflow at a low temperature.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     labels = bank_labels[neighbours]
