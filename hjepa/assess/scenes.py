@@ -22,6 +22,9 @@ from hjepa.evaluation.dense import NUM_TEST, NUM_TRAIN
 from hjepa.evaluation.segmentation import Scenes
 from hjepa.rng import permute
 
+# Of images as float32, on the device: enough for those that shapes draws.
+HELD_UP_TO = 1 << 28
+
 
 @dataclass(frozen=True)
 class Segmented:
@@ -54,7 +57,7 @@ def of_source(pair: Probe, data: Data, seed: int, device: torch.device) -> Segme
             classes = torch.from_numpy(masks) * (torch.from_numpy(labels[used]) + 1)[:, None, None]
             return images, F.interpolate(classes[:, None].float(), data.image_size, mode="nearest-exact")[:, 0].byte()
 
-        return Scenes(len(rows), read)
+        return _held(Scenes(len(rows), read), data.image_size)
 
     train, test = pair
     return Segmented(scenes(train, NUM_TRAIN), scenes(test, NUM_TEST), train.num_classes + 1, [train, test])
@@ -137,4 +140,13 @@ def _scenes(source: FolderSource, files: MaskFiles, rows: Int64, data: Data, see
         images, used = pictures.read(rows)
         return images, torch.from_numpy(files.read(used, data.image_size))
 
-    return Scenes(len(rows), read)
+    return _held(Scenes(len(rows), read), data.image_size)
+
+
+def _held(scenes: Scenes, side: int) -> Scenes:
+    """Kept in memory where they fit: every subject and feature looks at them again."""
+    if 4 * 3 * side**2 * scenes.size > HELD_UP_TO or not scenes.size:
+        return scenes
+    parts = [scenes.read(rows) for rows in torch.split(torch.arange(scenes.size), 64)]
+    images, maps = (torch.cat(found) for found in zip(*parts, strict=True))
+    return Scenes(scenes.size, lambda rows: (images[rows.to(images.device)], maps[rows]))

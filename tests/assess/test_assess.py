@@ -38,9 +38,9 @@ def test_the_runs_own_figures_come_out_again_and_more(finished: Path, capsys: py
     """On the same images, in the same arithmetic: what the run says of itself, to the digit."""
     own = evaluate_run(finished)
     capsys.readouterr()
-    outcome = assess(Request(finished))
-    repeated = {n: v for n, v in own.items() if not n.removesuffix("_online").endswith(("tap1", "tap2", "tap3"))}
-    assert len(repeated) >= 16
+    outcome = assess(Request(finished, overrides=("evaluation.dense=false",)))
+    repeated = {n: v for n, v in own.items() if not n.endswith(("tap1", "tap2", "tap3")) and "patch" not in n}
+    assert len(repeated) == 12
     assert {name: outcome.values[name] for name in repeated} == pytest.approx(repeated, abs=1e-9)
     shown = capsys.readouterr().out
     for row in ("trained encoder", "without averaging (online)", "raw pixels", "untrained encoder"):
@@ -51,11 +51,19 @@ def test_the_runs_own_figures_come_out_again_and_more(finished: Path, capsys: py
     wanted = {"knn", "linear", "nmi", "rankme", *(f"knn@{k}" for k in NEIGHBOURS if k <= bank)}
     for row in ("", "_level0", "_level1", "_online", "_online_level1", "_pixels", "_random", "_random_level0"):
         assert {f"{name}{row}" for name in wanted} <= names(outcome)
-    for row in ("", "_level0", "_online", "_pixels", "_random"):
-        assert {f"miou{row}", f"patch_accuracy{row}", f"patch_where{row}"} <= names(outcome)
-    assert "miou_level1" not in names(outcome)
+    assert not any(name.startswith(("patch", "miou")) for name in names(outcome))
     assert any("few-shot with 10 per class left out: " in note for note in outcome.notes)
     assert "few-shot with 10 per class left out" in shown
+
+
+def test_patches_of_shapes(finished: Path) -> None:
+    outcome = assess(Request(finished, probes=("dense",), features=("last",)))
+    own = {name: value for name, value in evaluate_run(finished).items() if "patch" in name}
+    assert len(own) == 8
+    assert {name: outcome.values[name] for name in own} == pytest.approx(own, abs=1e-9)
+    for row in ("", "_online", "_pixels", "_random"):
+        assert {f"miou{row}", f"patch_accuracy{row}"} <= names(outcome)
+    assert not any(name.startswith(("knn", "linear")) for name in names(outcome))
 
 
 def test_any_labelled_folder_and_any_checkpoint(finished: Path, photos: Path, tmp_path: Path) -> None:
@@ -127,10 +135,13 @@ def test_the_feature_pyramid_is_a_neck(small: tuple[str, ...], finished: Path, t
     settings = ("model.fpn.use_fpn=true", "model.fpn.feature_dim=12", "training.max_steps=1")
     off = ("evaluation.eval_frequency=0", f"experiment.output_dir={tmp_path / 'run'}")
     train(load_config(None, (*small, *settings, *off)))
-    outcome = assess(Request(tmp_path / "run", features=("fpn", "taps"), encoder="target"))
-    assert {"knn_fpn", "miou_fpn", "knn_random_fpn", "knn_level0"} <= names(outcome)
+    quick = ("knn", "rankme")
+    outcome = assess(Request(tmp_path / "run", probes=quick, features=("fpn", "taps"), encoder="target"))
+    assert {"knn_fpn", "knn_random_fpn", "knn_level0"} <= names(outcome)
     assert not {"knn", "knn_level1"} & names(outcome)
     assert outcome.values["eval/rankme_fpn"] <= 12
+    patches = assess(Request(tmp_path / "run", probes=("dense",), features=("fpn",), encoder="target"))
+    assert {"miou_fpn", "patch_where_fpn", "miou_random_fpn", "miou_pixels"} <= names(patches)
     with pytest.raises(ConfigError, match=r"--features fpn: the run has no feature pyramid \(model.fpn.use_fpn\)"):
         assess(Request(finished, features=("fpn",)))
 
@@ -198,11 +209,12 @@ def test_what_cannot_be_probed_is_one_line(finished: Path, photos: Path, tmp_pat
     for file in sorted((photos / "red").iterdir())[:4]:
         shutil.copy(file, tmp_path / "one" / "class")
         shutil.copy(file, tmp_path / "flat")
+    folder = f"data.datasets=[{{name: folder, path: {tmp_path / 'flat'}}}]"
     cases: list[tuple[dict, type[UserError], str]] = [  # type: ignore[type-arg]
         ({"data": (str(tmp_path / "one"),)}, DataError, "all images are of one class; two or more are needed"),
         ({"data": (str(tmp_path / "flat"),)}, DataError, "no class folders in"),
         ({"data": (str(tmp_path / "absent"),)}, DataError, "is missing; expected a folder of images"),
-        ({"overrides": (f"data={tmp_path / 'flat'}",)}, DataError, "no labels, or no image to ask"),
+        ({"overrides": (folder,)}, DataError, "no labels, or no image to ask"),
         ({"data": (str(photos),), "probes": ("dense",)}, ConfigError, "none of the sources has masks"),
         ({"neighbours": (49,)}, ConfigError, "--k 49: there are only 48 training images"),
     ]
