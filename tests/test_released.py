@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from hjepa.assess.assess import assess
+from hjepa.assess.request import Request
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.errors import ConfigError, StorageError
@@ -184,7 +186,12 @@ def test_the_baselines_of_a_continued_run_need_no_file(
     assert {"eval/knn_start", "eval/patch_where_start"} <= results.keys() - alone.keys()
     assert results["eval/patch_where_start"] != results["eval/patch_where_random"]
 
+    quick = Request(tmp_path / "run", probes=("knn",), features=("last",))
+    assert assess(quick).values["eval/knn_start"] == results["eval/knn_start"]
+
     (tmp_path / "vit.safetensors").unlink()
+    (note,) = assess(quick).notes
+    assert "cannot be read any more" in note
     again = evaluate_run(tmp_path / "run", [])
     assert again == {name: value for name, value in results.items() if not name.endswith("_start")}
     more = train(load_config(None, [*words[:-2], "training.max_steps=3", *words[-1:], *from_file]), resume=True)

@@ -12,10 +12,10 @@ from hjepa.assess import probing
 from hjepa.assess.gather import pooled_features
 from hjepa.assess.outcome import Outcome
 from hjepa.assess.pictures import Pictures
-from hjepa.assess.request import Request
+from hjepa.assess.request import TRAINED, Request
 from hjepa.assess.scenes import Segmented, of_folders, of_source
 from hjepa.assess.sources import datasets_of, open_labelled
-from hjepa.assess.subjects import Subject, arithmetic_of, build_subjects, feature_names
+from hjepa.assess.subjects import Subject, arithmetic_of, build_subjects, feature_names, title
 from hjepa.build import grid_of
 from hjepa.config import Config, resolve
 from hjepa.console import Console
@@ -107,6 +107,9 @@ class _Assessment:
 
     def _probe_features(self, subjects: list[Subject], sides: tuple[Pictures, Pictures], num_classes: int) -> None:
         evaluation, request, add = self.config.evaluation, self.request, self.result.add
+        if request.wants("finetune") or request.wants("attentive"):
+            for side in sides:
+                side.hold(self.config.data.cache_gb * 1e9 / len(sides))
         bar = self.console.bar("Features", sum(len(side) for side in sides))
         with self.console:
             train = pooled_features(sides[0], subjects, evaluation.batch_size, bar.update)
@@ -119,6 +122,7 @@ class _Assessment:
             self.result.notes += [f"few-shot with {k} per class left out: {why}" for k, why in told.items() if why]
         arithmetic = arithmetic_of(self.config, self.device)
         for key in list(train):
+            self._tell(*key)
             subject = next(one for one in subjects if one.name == key[0])
             task = probing.task_of((train, test), key, sides, num_classes, self.seed, self.probe_device)
             for name, figure in probing.pooled_probes(task, evaluation, request):
@@ -128,8 +132,14 @@ class _Assessment:
                 add(*key, "attentive", figure)
         for subject in subjects:
             if request.wants("finetune") and subject.backbone is not None:
+                self._tell(subject.name, "last", "fine-tuning")
                 figure = probing.fine_tuned(subject, sides, num_classes, self.seed, arithmetic, request)
                 add(subject.name, "last", "finetune", figure)
+
+    def _tell(self, subject: str, feature: str, what: str = "probing") -> None:
+        """Where it is, for whoever waits for probes that take minutes."""
+        if any(self.request.wants(probe) for probe in TRAINED):
+            self.console.say(f"{what.capitalize()}: {title(subject, feature)}")
 
     def _probe_patches(self, subjects: list[Subject], segmented: Segmented, dense: DenseProbe | None) -> None:
         """Features whose map has a cell for every patch."""
@@ -160,7 +170,13 @@ class _Assessment:
         return segmented
 
     def _subjects(self) -> list[Subject]:
-        return build_subjects(self.config, self.saved, self.names, self.request.encoder, self.device)
+        subjects = build_subjects(self.config, self.saved, self.names, self.request.encoder, self.device)
+        if self.config.model.pretrained and subjects[-1].name != "start":
+            self.result.notes.append(
+                f"model.pretrained={self.config.model.pretrained} cannot be read any more: no row of the weights that "
+                "training started from"
+            )
+        return subjects
 
     def _pictures(self, sources: list[Source], offsets: list[int], most: int, stream: str) -> Pictures:
         part = choose_images(sources, offsets, most, self.seed, stream)

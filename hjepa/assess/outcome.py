@@ -85,11 +85,13 @@ class Outcome:
         neighbours = {name: f"k={name[4:]}" for name in names if name.startswith("knn@")}
         for heading, known in _TABLES:
             wanted = {name: column for name, column in (known or neighbours).items() if name in names}
-            rows = [
-                [title(*row), *(_cell(name, figures.get(name)) for name in wanted)]
-                for row, figures in self.rows.items()
-                if any(name in figures for name in wanted)
-            ]
+            shown = {row: figures for row, figures in self.rows.items() if wanted.keys() & figures.keys()}
+            rows = []
+            for (subject, feature), figures in shown.items():
+                name = title(subject, feature)
+                if feature != "last" and (subject, "last") in shown:
+                    name = f"  {name.removeprefix(f'{TITLES[subject]}, ')}"  # below the one it belongs to
+                rows.append([name, *(_cell(column, figures.get(column)) for column in wanted)])
             if rows:
                 yield heading, list(wanted.values()), rows
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hjepa.config.data import Data
-from hjepa.data.source import Int64, Source
+from hjepa.data.source import Float32, Int64, Read, Source
 from hjepa.data.views import ViewParameters, Views, center_views, draw_views, plain_views
 from hjepa.evaluation.chosen import Part
 
@@ -30,6 +30,15 @@ class Pictures:
         self._plain = plain_views(data.augmentation, data.image_size).to(device)
         self._views = Views(data.augmentation, data.image_size).to(device)
         self.labels = torch.full((len(self._index),), -1)
+        self._starts = np.cumsum([0, *counts])
+        self._held: list[Read] | None = None
+
+    def hold(self, limit: float) -> None:
+        """Decode everything once, for probes that see it again and again, where it fits into so many bytes."""
+        sources, indices = self._part.sources, self._part.indices
+        size = sum(3 * s.size[0] * s.size[1] * len(rows) for s, rows in zip(sources, indices, strict=True))
+        if self._held is None and size <= limit:
+            self._held = [source.read(rows) for source, rows in zip(sources, indices, strict=True)]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -65,12 +74,18 @@ class Pictures:
     def _empty(self, rows: Tensor) -> Tensor:
         return torch.empty(len(rows), 3, self._config.image_size, self._config.image_size, device=self._device)
 
-    def _sources(self, rows: Tensor) -> Iterator[tuple[Tensor, Source, Tensor, np.ndarray, Int64]]:
+    def _sources(self, rows: Tensor) -> Iterator[tuple[Tensor, Source, Tensor, Float32, Int64]]:
         """For each source that some rows lie in: their places among the rows, and what was read of them."""
         of_rows = self._source[rows.numpy()]
         for number in np.unique(of_rows):
             source = self._part.sources[number]
             places = np.flatnonzero(of_rows == number)
-            read = source.read(self._index[rows.numpy()[places]])
+            read = self._read(number, rows.numpy()[places])
             pixels = torch.from_numpy(read.images).to(self._device)
             yield torch.from_numpy(places), source, pixels, read.true_sizes, read.indices
+
+    def _read(self, number: int, rows: Int64) -> Read:
+        if self._held is None:
+            return self._part.sources[number].read(self._index[rows])
+        held, places = self._held[number], rows - self._starts[number]
+        return Read(held.images[places], held.true_sizes[places], held.indices[places], {})

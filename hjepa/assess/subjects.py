@@ -127,11 +127,10 @@ def _pixels(model: HJEPA) -> Subject:
 
 
 def title(subject: str, feature: str) -> str:
-    """A row's name in a table; other features than the last layer stand below it."""
-    if feature == "last" or subject == "pixels":
-        return TITLES[subject]
+    """What a row of figures is of."""
     named = {"fpn": "feature pyramid", "level0": "level 0 (taps)"}
-    return f"  {named.get(feature, feature.replace('level', 'level '))}"
+    what = named.get(feature, feature.replace("level", "level "))
+    return TITLES[subject] if feature == "last" else f"{TITLES[subject]}, {what}"
 
 
 def suffix(subject: str, feature: str) -> str:

@@ -136,6 +136,7 @@ def _probe(
     recipe: Recipe,
 ) -> Figure:
     rates = sorted(set(recipe.rates))
+    train_labels, test_labels = train_labels.cpu(), test_labels.cpu()
     choice, fit = held_out(len(train), seed)
     rate = rates[0]
     if len(rates) > 1 and len(choice):

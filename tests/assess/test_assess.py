@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from hjepa.assess.assess import assess
 from hjepa.assess.outcome import Outcome
 from hjepa.assess.request import NEIGHBOURS, PROBES, Request, numbers, words
+from hjepa.cli import main
 from hjepa.config import load_config
 from hjepa.errors import ConfigError, DataError, StorageError, UserError
 from hjepa.evaluate import evaluate_run
@@ -232,3 +234,27 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
     with pytest.raises(StorageError, match=r"--json .*x\.json: cannot be written"):
         Outcome({"step": 1}).write(tmp_path / "x.json")
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_the_command(
+    finished: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hjepa(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["hjepa", "eval", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    out = tmp_path / "x.json"
+    options = ("--probes", "knn,clusters", "--features", "taps", "--encoder", "target", "--k", "3", "--json", str(out))
+    assert hjepa(str(finished), "evaluation.knn.k=5", "--data", str(photos), *options) == 0
+    shown = capsys.readouterr().out
+    for text in ("trained encoder, level 0 (taps)", "raw pixels", "untrained encoder, level 0 (taps)", "k=3", "NMI"):
+        assert text in shown
+    assert "eval/knn_level0 = " in shown
+    assert f"Figures: {out}" in shown
+    assert json.loads(out.read_text())["settings"]["evaluation"]["knn"]["k"] == 5
+    assert hjepa(str(finished), "--probes", "knn,foo") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --probes foo: there is no such choice")
+    assert len(error.splitlines()) == 1
