@@ -59,6 +59,10 @@ class Request:
         ):
             _known(option, given, known)
         for text in self.overrides:
+            if "=" not in text:
+                raise ConfigError(
+                    f"{text!r}: an override has the form key=value; every folder needs a --data of its own"
+                )
             if not text.startswith(("evaluation.", "data.", "device=")):
                 raise ConfigError(f"{text!r}: an evaluation changes evaluation.*, data.* and device only")
             if self.data and text.startswith(("data.datasets", "data=")):

@@ -178,6 +178,7 @@ def test_a_run_without_an_average_has_one_encoder(small: tuple[str, ...], tmp_pa
         ({"probes": ("x",)}, f"--probes x: there is no such choice; choose from {', '.join(PROBES)}"),
         ({"features": ("lst",)}, "--features lst: there is no such choice; did you mean last?"),
         ({"encoder": "teacher"}, "--encoder teacher: there is no such choice"),
+        ({"overrides": ("photos",)}, "'photos': an override has the form key=value; every folder needs a --data"),
         ({"overrides": ("model.depth=2",)}, "an evaluation changes evaluation.*, data.* and device only"),
         ({"overrides": ("data.datasets=[{name: shapes}]",), "data": ("x",)}, "--data names the images already"),
         ({"masks": Path("m")}, "--masks m: belong to one folder of images; name it with --data"),
