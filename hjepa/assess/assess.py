@@ -12,7 +12,7 @@ from hjepa.assess import probing
 from hjepa.assess.gather import pooled_features
 from hjepa.assess.outcome import Outcome
 from hjepa.assess.pictures import Pictures
-from hjepa.assess.request import TRAINED, Request
+from hjepa.assess.request import PROBES, TRAINED, Request
 from hjepa.assess.scenes import Segmented, of_folders, of_source
 from hjepa.assess.sources import datasets_of, open_labelled
 from hjepa.assess.subjects import Subject, arithmetic_of, build_subjects, feature_names, title
@@ -99,7 +99,8 @@ class _Assessment:
         self.result.about |= {"images": {"train": len(train), "test": len(test)}, "classes": sum(classes)}
         self.console.say(f"Images: {len(train)} to learn from, {len(test)} to ask, {sum(classes)} classes")
         subjects = self._subjects()
-        self._probe_features(subjects, (train, test), sum(classes))
+        if any(request.wants(probe) for probe in PROBES if probe != "dense"):
+            self._probe_features(subjects, (train, test), sum(classes))
         if masked is not None and request.wants("dense") and (evaluation.dense or request.insists("dense")):
             views = plain_views(self.config.data.augmentation, self.config.data.image_size).to(self.device)
             dense = DenseProbe(evaluation, self.grid, masked, views, self.seed, self.device, self.probe_device)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hjepa.assess.assess import assess
+from hjepa.assess.gather import Tokens
 from hjepa.assess.outcome import Outcome
 from hjepa.assess.request import NEIGHBOURS, PROBES, Request, numbers, words
 from hjepa.cli import main
@@ -259,3 +260,28 @@ def test_the_command(
     error = capsys.readouterr().err
     assert error.startswith("error: --probes foo: there is no such choice")
     assert len(error.splitlines()) == 1
+
+
+def test_what_does_not_fit_into_memory_is_halved_or_computed_again(
+    finished: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(
+        finished,
+        data=(str(photos),),
+        probes=("linear", "attentive"),
+        features=("last",),
+        encoder="target",
+        epochs=1,
+        overrides=("data.cache_gb=0",),
+    )
+    whole = assess(request).values
+    monkeypatch.setattr("hjepa.assess.gather.HALF_ABOVE", 0)
+    monkeypatch.setattr("hjepa.assess.gather.TOKENS_UP_TO", 0)
+    asked: list[int] = []
+    compute = Tokens._compute
+    monkeypatch.setattr(Tokens, "_compute", lambda self, rows: asked.append(len(rows)) or compute(self, rows))
+    again = assess(request).values
+    assert sum(asked) > 3 * 3 * 48  # the first look, two trainings and a choice, of three rows
+    assert again.keys() == whole.keys()
+    for name, value in whole.items():
+        assert again[name] == pytest.approx(value, abs=100 / 9 + 1e-6)  # one of nine images may tip over
