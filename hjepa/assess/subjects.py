@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from hjepa.assess.request import FEATURES
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config
 from hjepa.errors import ConfigError, StorageError
@@ -59,11 +60,12 @@ def feature_names(config: Config, features: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: for the FPN of a run that has none.
     """
-    if "fpn" in features and not (config.model.fpn.use_fpn and config.loss.predicts):
+    refined = config.model.fpn.use_fpn and config.loss.predicts
+    if "fpn" in features and not refined and set(features) != set(FEATURES):  # all: those that there are
         raise ConfigError("--features fpn: the run has no feature pyramid (model.fpn.use_fpn); leave it out")
     levels = [f"level{level}" for level in range(config.model.num_hierarchies)]
     names = ["last", *(levels if "levels" in features else levels[:1] if "taps" in features else [])]
-    return [*names[0 if "last" in features else 1 :], *(["fpn"] if "fpn" in features else [])]
+    return [*names[0 if "last" in features else 1 :], *(["fpn"] if "fpn" in features and refined else [])]
 
 
 def build_subjects(

@@ -12,7 +12,7 @@ from PIL import Image
 from hjepa.assess.assess import assess
 from hjepa.assess.gather import Tokens
 from hjepa.assess.outcome import Outcome
-from hjepa.assess.request import NEIGHBOURS, PROBES, Request, numbers, words
+from hjepa.assess.request import FEATURES, NEIGHBOURS, PROBES, Request, numbers, words
 from hjepa.cli import main
 from hjepa.config import load_config
 from hjepa.errors import ConfigError, DataError, StorageError, UserError
@@ -147,6 +147,9 @@ def test_the_feature_pyramid_is_a_neck(small: tuple[str, ...], finished: Path, t
     assert {"miou_fpn", "patch_where_fpn", "miou_random_fpn", "miou_pixels"} <= names(patches)
     with pytest.raises(ConfigError, match=r"--features fpn: the run has no feature pyramid \(model.fpn.use_fpn\)"):
         assess(Request(finished, features=("fpn",)))
+    every = assess(Request(finished, probes=("knn",), features=words("all", "--features", FEATURES), encoder="target"))
+    assert {"knn", "knn_level0", "knn_level1"} <= names(every)
+    assert not any("fpn" in name for name in names(every))
 
 
 def test_masks_are_asked_of_patches_alone(finished: Path, tmp_path: Path) -> None:
