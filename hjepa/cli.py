@@ -127,13 +127,47 @@ def migrate(
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run or of a checkpoint.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as evaluation.knn.k=10.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", help="Folder with a subfolder per class, or shapes, cifar10, ...; may be repeated."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", help="Folder of PNG class masks for the images of --data.")
+    ] = None,
+    probes: Annotated[
+        str | None, typer.Option("--probes", help="Comma-separated, or all; the quick ones when not given.")
+    ] = None,
+    features: Annotated[str, typer.Option("--features", help="last, taps, levels, fpn, or all.")] = "last,levels",
+    encoder: Annotated[str, typer.Option("--encoder", help="target, online or both.")] = "both",
+    neighbours: Annotated[str | None, typer.Option("--k", help="Numbers of neighbours, such as 1,20,200.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over train for sgd, attentive and finetune.", min=1)
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
-    """Probe the newest checkpoint of a run beside raw pixels and an untrained encoder."""
-    from hjepa.evaluate import evaluate_run
+    """What an encoder is worth by the usual probes, beside raw pixels and an untrained encoder.
 
-    evaluate_run(run, list(overrides or []))
+    Probes: knn, linear, few-shot, clusters, rankme, dense (quick); logistic, sgd, attentive, finetune (minutes).
+    """
+    from hjepa.assess.request import FEATURES, PROBES, Request, numbers, words
+
+    request = Request(
+        run,
+        tuple(overrides or ()),
+        tuple(data or ()),
+        masks,
+        None if probes is None else words(probes, "--probes", PROBES),
+        words(features, "--features", FEATURES),
+        encoder,
+        None if neighbours is None else numbers(neighbours, "--k"),
+        epochs,
+        json,
+    )
+    from hjepa.assess.assess import assess
+
+    assess(request)
 
 
 @app.command()

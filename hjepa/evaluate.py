@@ -16,8 +16,9 @@ from hjepa.config.walk import differences
 from hjepa.console import Console
 from hjepa.data.sources import open_probe
 from hjepa.device import choose, precision
-from hjepa.errors import ConfigError, DataError
-from hjepa.evaluation.evaluator import Evaluator, skip_reason
+from hjepa.errors import ConfigError, DataError, StorageError
+from hjepa.evaluation.chosen import skip_reason
+from hjepa.evaluation.evaluator import Evaluator
 from hjepa.facade import make_callable
 from hjepa.model.hjepa import HJEPA
 from hjepa.quarantine import Quarantine
@@ -35,8 +36,13 @@ def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float
     """All figures of an evaluation by name, the model's and the baselines'; leaves the model in eval mode."""
     target, online = _encoders(model, config)
     results = dict(evaluator.evaluate(target.embed, online.last if online else None))
-    untrained = _Frozen(model if evaluator.has_baselines else _untrained(model, config), config)
-    results |= dict(evaluator.baselines(untrained.last, untrained.patches))
+    if evaluator.has_baselines:
+        results |= dict(evaluator.baselines(target.last))
+    else:
+        random, start = _before(model, config)
+        results |= dict(
+            evaluator.baselines(random.last, random.patches, (start.last, start.patches) if start else None)
+        )
     if evaluator.dense is not None:
         results |= dict(evaluator.dense(target.patches))
         if online is not None:
@@ -47,8 +53,10 @@ def probe(evaluator: Evaluator, model: HJEPA, config: Config) -> dict[str, float
 def probe_timing(evaluator: Evaluator, model: HJEPA, config: Config, seconds: float) -> tuple[float, float]:
     """Seconds of a `probe` and of the first one's baselines, see `Evaluator.timing`; leaves the model in eval mode."""
     target, online = _encoders(model, config)
-    untrained = _Frozen(_untrained(model, config), config)
-    return evaluator.timing(target.embed, online.last if online else None, untrained.last, seconds)
+    random, start = _before(model, config)
+    return evaluator.timing(
+        target.embed, online.last if online else None, random.last, start.last if start else None, seconds
+    )
 
 
 class _Frozen:
@@ -79,9 +87,30 @@ def _encoders(model: HJEPA, config: Config) -> tuple[_Frozen, _Frozen | None]:
     return _Frozen(model, config), None if model.slow_encoder is None else _Frozen(model, config, online=True)
 
 
-def _untrained(model: HJEPA, config: Config) -> HJEPA:
-    """The model before its first step, on the same device."""
-    return create_hjepa_from_config(config).to(next(model.parameters()).device).eval()
+def _before(model: HJEPA, config: Config) -> tuple[_Frozen, _Frozen | None]:
+    """The encoder as it was initialised and, where that is another one, as it was before its first step."""
+    device = next(model.parameters()).device
+    start = at_start(config)
+    random = _Frozen(untrained(config).to(device), config)
+    return random, None if start is None else _Frozen(start.to(device), config)
+
+
+def untrained(config: Config) -> HJEPA:
+    """A run's model with the random weights of its seed, whatever weights training started from."""
+    return create_hjepa_from_config(config, continued=True)
+
+
+def at_start(config: Config) -> HJEPA | None:
+    """A run's model with the weights that `model.pretrained` names.
+
+    None where it names none, and where they are gone: a run needs them once, and its figures never.
+    """
+    if not config.model.pretrained:
+        return None
+    try:
+        return create_hjepa_from_config(config)
+    except (ConfigError, StorageError):
+        return None
 
 
 def evaluate_run(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, float]:
@@ -146,7 +175,10 @@ def show_results(console: Console, results: dict[str, float], path: Path) -> Non
             ("  without averaging (online)", "_online"),
             ("raw pixels", "_pixels"),
             ("untrained encoder", "_random"),
+            ("at the start (pretrained)", "_start"),
         ):
+            if suffix == "_start" and "eval/knn_start" not in results:
+                continue
             values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
             rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
         console.table(["", "k-NN", "linear"], rows)

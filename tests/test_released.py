@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from hjepa.assess.assess import assess
+from hjepa.assess.request import Request
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.errors import ConfigError, StorageError
+from hjepa.evaluate import evaluate_run
 from hjepa.model.hjepa import HJEPA
 from hjepa.train import train
 
@@ -166,3 +169,31 @@ def test_a_path_is_refused_with_what_it_excludes(small: tuple[str, ...]) -> None
         load_config(None, [*small, "model.pretrained=vit.pth", "model.whiten_patches=true"])
     with pytest.raises(ConfigError, match=r"expected true, false, or the path"):
         load_config(None, [*small, "model.pretrained=3"])
+
+
+def test_the_baselines_of_a_continued_run_need_no_file(
+    small: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Untrained means random weights; what training started from is a row of its own while it can be read."""
+    save_file(donor(class_token=False, global_pool="avg", fc_norm=False).state_dict(), tmp_path / "vit.safetensors")
+    words = [*small, "training.max_steps=2", "evaluation.linear=false", "evaluation.dense=false"]
+    from_file = (f"model.pretrained={tmp_path / 'vit.safetensors'}", f"experiment.output_dir={tmp_path / 'run'}")
+    results = train(load_config(None, [*words, *from_file]))
+    assert "at the start (pretrained)" in capsys.readouterr().out
+    alone = train(load_config(None, [*words, f"experiment.output_dir={tmp_path / 'alone'}"]))
+    for name in ("eval/knn_random", "eval/knn_pixels"):
+        assert results[name] == alone[name]
+    assert "eval/knn_start" in results.keys() - alone.keys()
+
+    quick = Request(tmp_path / "run", probes=("knn", "rankme"), features=("last",))
+    figures = assess(quick).values
+    assert figures["eval/knn_start"] == results["eval/knn_start"]
+    assert abs(figures["eval/rankme_start"] - figures["eval/rankme_random"]) > 0.1
+
+    (tmp_path / "vit.safetensors").unlink()
+    (note,) = assess(quick).notes
+    assert "cannot be read any more" in note
+    again = evaluate_run(tmp_path / "run", [])
+    assert again == {name: value for name, value in results.items() if not name.endswith("_start")}
+    more = train(load_config(None, [*words, "training.max_steps=3", *from_file]), resume=True)
+    assert more["eval/knn_random"] == results["eval/knn_random"]

@@ -4,55 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hjepa.config.data import Data
 from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import plain_views
+from hjepa.evaluation.chosen import Part, Probe, choose, skip_reason, usable
 from hjepa.evaluation.dense import DenseProbe, Tokens
 from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features
 from hjepa.evaluation.probes import probes
 from hjepa.evaluation.ridge import ROW_BLOCK
 from hjepa.grid import Grid
-from hjepa.rng import permute
-
-Probe = tuple[Source, Source]
-"""A labelled source twice: its part for training the probe (the bank) and its part for testing it."""
 
 Named = Iterator[tuple[str, float]]
-
-
-def usable(pairs: Sequence[Probe | None]) -> list[Probe]:
-    """The pairs that can be probed: labels on both sides, and at least one image each."""
-    return [pair for pair in pairs if pair is not None and all(side.labels is not None and len(side) for side in pair)]
-
-
-def skip_reason(pairs: Sequence[Probe | None]) -> str | None:
-    """Why there is nothing to evaluate, in words for the console, or None where there is something."""
-    labelled = usable(pairs)
-    if not labelled:
-        return "k-NN skipped: no source has labels and a test part"
-    if sum(bank.num_classes for bank, _ in labelled) < 2:
-        return "k-NN skipped: all labelled images are of one class"
-    return None
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The images of one side (train or test) that are looked at, over all sources."""
-
-    sources: list[Source]
-    indices: list[NDArray[np.int64]]
-    class_offsets: list[int]
-
-    def __len__(self) -> int:
-        return sum(len(indices) for indices in self.indices)
 
 
 class Evaluator:
@@ -100,8 +68,8 @@ class Evaluator:
         self._probe_device = torch.device("cpu") if device.type == "mps" else device
         self._views = plain_views(data.augmentation, data.image_size).to(device)
         banks, tests = [bank for bank, _ in labelled], [test for _, test in labelled]
-        self._train = _choose(banks, offsets, evaluation.max_train, seed, "probe train")
-        self._test = _choose(tests, offsets, evaluation.max_test, seed, "probe test")
+        self._train = choose(banks, offsets, evaluation.max_train, seed, "probe train")
+        self._test = choose(tests, offsets, evaluation.max_test, seed, "probe test")
         self._baselines: list[tuple[str, float]] | None = None
         self.dense: DenseProbe | None = None
         masked = [pair for pair in labelled if all(side.masks(np.arange(1)) is not None for side in pair)]
@@ -126,22 +94,28 @@ class Evaluator:
         """
         yield from self._probe(_joined(target, online))
 
-    def baselines(self, random: Embed, patches: Tokens | None = None) -> Named:
+    def baselines(
+        self, random: Embed, patches: Tokens | None = None, start: tuple[Embed, Tokens] | None = None
+    ) -> Named:
         """What a probe says without any training; computed at the first call and remembered.
 
         Args:
-            random: the run's encoder before its first step.
+            random: the run's encoder as it was initialised.
             patches: its tokens, for the probes of single patches.
+            start: both of the encoder that training started from, where that is another one.
 
         Yields:
             `knn_pixels`, `linear_pixels` of the raw pixels; `knn_random`, `linear_random` of the random
-            encoder's "last"; where there are probes of single patches, those of both likewise.
+            encoder's "last"; `knn_start`, `linear_start` likewise; where there are probes of single patches, those
+            of all of them.
         """
         if self._baselines is None:
-            self._baselines = list(self._probe(_beside_pixels(random)))
+            self._baselines = list(self._probe(_beside_pixels(random, start[0] if start else None)))
             if self.dense is not None and patches is not None:
                 self._baselines += [(f"{name}_pixels", value) for name, value in self.dense.baseline()]
                 self._baselines += [(f"{name}_random", value) for name, value in self.dense(patches)]
+                if start is not None:
+                    self._baselines += [(f"{name}_start", value) for name, value in self.dense(start[1])]
         yield from self._baselines
 
     @property
@@ -149,27 +123,29 @@ class Evaluator:
         """Whether `baselines` have been computed and are remembered."""
         return self._baselines is not None
 
-    def timing(self, target: Embed, online: Embed | None, random: Embed, seconds: float = 1.0) -> tuple[float, float]:
+    def timing(
+        self, target: Embed, online: Embed | None, random: Embed, start: Embed | None = None, seconds: float = 1.0
+    ) -> tuple[float, float]:
         """Seconds that `evaluate` and the first `baselines` will take, from a few images and one small fit.
 
         Args:
-            target, online, random: as `evaluate` and `baselines` take them.
+            target, online, random, start: as `evaluate` and `baselines` take them.
             seconds: for how long each is timed.
         """
         first = np.argmax([len(indices) for indices in self._train.indices])
         source, indices = self._train.sources[first], self._train.indices[first]
         rate = self._fitting_rate()
         found = []
-        for embed in (_joined(target, online), _beside_pixels(random)):
+        for embed in (_joined(target, online), _beside_pixels(random, start)):
             collect(embed, source, indices[:2], self._views, self._config.batch_size, self._device)
             took, count = 0.0, 8
             while took < seconds / 2 and count < len(indices):
                 count = min(2 * count, len(indices))
-                start = time.monotonic()
+                begun = time.monotonic()
                 features, _ = collect(
                     embed, source, indices[:count], self._views, min(self._config.batch_size, count), self._device
                 )
-                took = time.monotonic() - start
+                took = time.monotonic() - begun
             fits = sum(_work(self.num_train, self.num_test, rows.shape[1]) for rows in features.values())
             images = self.num_train + self.num_test + (self.dense.num_images if self.dense else 0)
             found.append(took / count * images + fits / rate)
@@ -207,7 +183,7 @@ class Evaluator:
             for kind, value in probes(self._config, bank, labels[0], queries, labels[1], self.num_classes, self._seed):
                 yield kind + suffix, value
 
-    def _collect(self, embed: Embed, part: _Part) -> tuple[dict[str, Tensor], Tensor]:
+    def _collect(self, embed: Embed, part: Part) -> tuple[dict[str, Tensor], Tensor]:
         pieces = [
             (collect(embed, source, indices, self._views, self._config.batch_size, self._device), offset)
             for source, indices, offset in zip(part.sources, part.indices, part.class_offsets, strict=True)
@@ -231,37 +207,15 @@ def _joined(target: Embed, online: Embed | None) -> Embed:
     return both
 
 
-def _beside_pixels(random: Embed) -> Embed:
-    def both(images: Tensor) -> dict[str, Tensor]:
-        return {"pixels": pixel_features(images), "random": random(images)["last"]}
+def _beside_pixels(random: Embed, start: Embed | None) -> Embed:
+    def all_of_them(images: Tensor) -> dict[str, Tensor]:
+        of_start = {"start": start(images)["last"]} if start else {}
+        return {"pixels": pixel_features(images), "random": random(images)["last"], **of_start}
 
-    return both
+    return all_of_them
 
 
 def _work(n: int, m: int, d: int) -> float:
     """Operations of the probes on `[n, d]` and `[m, d]` features, up to a factor: neighbours, products, spectrum."""
     side = min(n, d)
     return n * m * d + 4 * n * d * side + 9 * side**3
-
-
-def _choose(sources: list[Source], class_offsets: list[int], limit: int, seed: int, stream: str) -> _Part:
-    """At most `limit` images in all: a random subset of each source, in the order of storage."""
-    counts = shares([len(source) for source in sources], limit)
-    indices = []
-    for position, (source, count) in enumerate(zip(sources, counts, strict=True)):
-        every = np.arange(count, dtype=np.int64)
-        chosen = permute(seed, f"{stream} {position}", np.zeros_like(every), every, len(source))
-        indices.append(np.sort(chosen))
-    return _Part(sources, indices, class_offsets)
-
-
-def shares(sizes: Sequence[int], limit: int) -> list[int]:
-    """At most `limit` things spread over groups in proportion to their sizes (largest remainders)."""
-    total = sum(sizes)
-    if total <= limit:
-        return list(sizes)
-    counts = [size * limit // total for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: -(sizes[i] * limit % total))
-    for i in by_remainder[: limit - sum(counts)]:
-        counts[i] += 1
-    return counts

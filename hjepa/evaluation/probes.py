@@ -9,14 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa.config.sections import Evaluation
 from hjepa.evaluation.ridge import Ridge
-from hjepa.rng import permute
+from hjepa.evaluation.task import held_out
 
 # Similarities are computed in blocks of this many queries and bank rows: 8 MiB of float32, whatever the bank.
 _QUERY_BLOCK = 256
@@ -112,7 +111,21 @@ def knn_predict(
     Returns:
         `[m]` int64.
     """
-    similarity, neighbours = nearest(bank, queries, k)
+    return vote(*nearest(bank, queries, k), bank_labels, temperature=temperature, num_classes=num_classes)
+
+
+def vote(
+    similarity: Tensor, neighbours: Tensor, bank_labels: Tensor, *, temperature: float, num_classes: int
+) -> Tensor:
+    """The class that neighbours vote for, see `knn_predict`.
+
+    Args:
+        similarity, neighbours: `[m, k]` cosines and bank indices, as `nearest` gives them.
+        bank_labels, temperature, num_classes: see `knn_predict`.
+
+    Returns:
+        `[m]` int64.
+    """
     # Relative to the nearest neighbour: the same ranking, and no overflow at a low temperature.
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     labels = bank_labels[neighbours]
@@ -225,12 +238,9 @@ def linear_probe(
         seed: of the split of train.
     """
     candidates = sorted(set(l2), reverse=True)
-    held_out = len(train) // 5
     chosen = candidates[0]
-    if len(candidates) > 1 and held_out:
-        every = np.arange(len(train), dtype=np.int64)
-        order = permute(seed, "linear probe", np.zeros_like(every), every, len(train))
-        choice, fit = torch.from_numpy(order).to(train.device).tensor_split([held_out])
+    choice, fit = (rows.to(train.device) for rows in held_out(len(train), seed))
+    if len(candidates) > 1 and len(choice):
         ridge = Ridge(train[fit], train_labels[fit], num_classes)
         scores = [
             accuracy(ridge.predict(train[choice], weights), train_labels[choice])

@@ -95,8 +95,14 @@ class Ridge:
 
     def predict(self, features: Tensor, weights: Tensor) -> Tensor:
         """`[m, d]` features and `W [d, C]` -> `[m]` int64 classes."""
-        scores = (self._standardise(x) @ weights + self.prior for x in _float64(features))
-        return torch.cat([block.argmax(1) for block in scores])
+        return torch.cat([self._scores(x, weights).argmax(1) for x in _float64(features)])
+
+    def scores(self, features: Tensor, weights: Tensor) -> Tensor:
+        """`[m, d]` features and `W [d, C]` -> `[m, C]` float32: the class is the argmax, 0 to 1 what is aimed at."""
+        return torch.cat([self._scores(x, weights).float() for x in _float64(features)])
+
+    def _scores(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self._standardise(x) @ weights + self.prior
 
     def _standardise(self, x: Tensor) -> Tensor:
         return (x - self.mean) * self.scale

@@ -188,6 +188,28 @@ class HJEPA(nn.Module):
         tokens: Tensor = self._frozen(online)(images).tokens
         return tokens
 
+    @torch.no_grad()
+    def maps(self, images: Tensor, online: bool = False) -> dict[str, Tensor]:
+        """Every feature of whole images as a map, by the frozen encoder.
+
+        Args:
+            images, online: see `embed`.
+
+        Returns:
+            `last` `[B, h, w, D]`: the final tokens; `level<l>` `[B, h_l, w_l, T_l D]`: the level's targets, at level 0
+            the taps side by side; with an FPN `fpn` `[B, h, w, K]`: its finest map where the predictor is shown the
+            whole image and asked for all of it.
+        """
+        encoded = self._frozen(online)(images, taps=self.taps)
+        size = (self.grid.height, self.grid.width)
+        out = {"last": encoded.tokens.unflatten(1, size)}
+        taps = torch.stack(encoded.taps, dim=2).unflatten(1, size)
+        out |= {f"level{level}": m.flatten(-2) for level, m in enumerate(level_targets(taps, self.num_levels))}
+        if self.predictor is not None and self.predictor.fpn is not None:
+            every = torch.arange(self.grid.size, device=images.device).expand(len(images), -1)
+            out["fpn"] = self.predictor.maps(encoded.tokens, Masks(every, every.unflatten(1, (1, *size))))[0]
+        return out
+
     def _frozen(self, online: bool) -> ContextEncoder | TargetEncoder:
         """The encoder that probes look at."""
         return self.context_encoder if online or self.slow_encoder is None else self.slow_encoder

@@ -96,6 +96,18 @@ class Predictor(nn.Module):
         Returns:
             for each level `[B, M, h_l, w_l, T_l, D]`.
         """
+        batch, num_masks = masks.targets.shape[:2]
+        return [
+            head(m).reshape(batch, num_masks, *m.shape[1:3], -1, self.target_dim)
+            for head, m in zip(self.heads, self.maps(context, masks), strict=True)
+        ]
+
+    def maps(self, context: Tensor, masks: Masks) -> list[Tensor]:
+        """What the heads read, for each level `[B M, h_l, w_l, K]`: refined by coarser levels where there is an FPN.
+
+        Args:
+            context, masks: as `forward` takes them.
+        """
         self.attention.choose(context.device)
         batch = len(context)
         num_masks, h, w = masks.targets.shape[1:]
@@ -113,12 +125,7 @@ class Predictor(nn.Module):
         sizes = [cells(h, w, level) for level in range(self.num_levels)]
         parts = x.split([num_masks * rows * columns for rows, columns in sizes], dim=1)
         maps = [part.reshape(batch * num_masks, *size, self.dim) for part, size in zip(parts, sizes, strict=True)]
-        if self.fpn is not None:
-            maps = self.fpn(maps)
-        return [
-            head(m).reshape(batch, num_masks, *size, -1, self.target_dim)
-            for head, m, size in zip(self.heads, maps, sizes, strict=True)
-        ]
+        return maps if self.fpn is None else self.fpn(maps)
 
     def _transform(self, seen: Tensor, queries: Tensor) -> Tensor:
         """What the blocks make of the queries `[B, Nq, dim]`, given the context `[B, Nc, dim]`."""

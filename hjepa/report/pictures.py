@@ -20,7 +20,7 @@ from hjepa.data.source import Source
 from hjepa.data.sources import open_probe, open_training
 from hjepa.data.views import center_views, plain_views
 from hjepa.errors import DataError
-from hjepa.evaluation.evaluator import shares
+from hjepa.evaluation.chosen import shares
 from hjepa.model.hjepa import HJEPA
 from hjepa.report.features import feature_strips, nearest
 from hjepa.report.records import Record

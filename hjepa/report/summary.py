@@ -126,12 +126,12 @@ def probe_table(record: Record) -> tuple[list[str], list[Row]]:
     for suffix in sorted(table, key=_place):
         values = tuple(table[suffix].get(probe) for probe, _ in columns)
         texts = tuple("" if value is None else f"{value:.1f}" for value in values)
-        rows.append(Row(_feature(suffix), texts, values, suffix in ("pixels", "random")))
+        rows.append(Row(_feature(suffix), texts, values, suffix in ("pixels", "random", "start")))
     return [title for _, title in columns], rows
 
 
 def _place(suffix: str) -> tuple[int, str]:
-    order = ("", "online", "pixels", "random")
+    order = ("", "online", "pixels", "random", "start")
     return (order.index(suffix) if suffix in order else len(order), suffix)
 
 
@@ -141,6 +141,7 @@ def _feature(suffix: str) -> str:
         "online": "without averaging (online)",
         "pixels": "raw pixels",
         "random": "untrained encoder",
+        "start": "at the start (model.pretrained)",
     }
     if suffix in named:
         return named[suffix]

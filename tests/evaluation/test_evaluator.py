@@ -8,7 +8,8 @@ from hjepa.config.data import Data
 from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import Views
-from hjepa.evaluation.evaluator import Evaluator, shares, skip_reason, usable
+from hjepa.evaluation.chosen import shares, skip_reason, usable
+from hjepa.evaluation.evaluator import Evaluator
 from hjepa.evaluation.features import collect, pixel_features
 
 CPU = torch.device("cpu")
