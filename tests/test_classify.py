@@ -315,7 +315,12 @@ def test_what_is_untrained_is_the_run_before_its_first_step(finished: Path) -> N
 @pytest.mark.slow
 def test_a_trained_encoder_needs_fewer_labels_than_pixels(tmp_path: Path) -> None:
     recipe = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    settings = ("training.epochs=1", "evaluation.eval_frequency=0", f"experiment.output_dir={tmp_path / 'run'}")
+    settings = (
+        "data.epoch_size=4000",
+        "training.epochs=1",
+        "evaluation.eval_frequency=0",
+        f"experiment.output_dir={tmp_path / 'run'}",
+    )
     train(load_config(recipe, settings))
     source = Shapes(200, seed=5)
     assert source.labels is not None
