@@ -16,10 +16,8 @@ from safetensors import safe_open
 import hjepa
 from hjepa.classify import classify
 from hjepa.cli import main
-from hjepa.config import load_config
 from hjepa.data.shapes import Shapes
 from hjepa.errors import ConfigError, StorageError
-from hjepa.train import train
 from hjepa.use.classifier import load_classifier
 
 Say = Callable[..., tuple[int, str]]
@@ -310,28 +308,3 @@ def test_what_is_untrained_is_the_run_before_its_first_step(finished: Path) -> N
     assert torch.equal(torch.random.get_rng_state(), state)
     start = create_hjepa_from_config(finished / "config.yaml").context_encoder.backbone.state_dict()
     assert all(torch.equal(fresh[name], start[name]) for name in start)
-
-
-@pytest.mark.slow
-def test_a_trained_encoder_needs_fewer_labels_than_pixels(tmp_path: Path) -> None:
-    recipe = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-    settings = (
-        "data.epoch_size=4000",
-        "training.epochs=1",
-        "evaluation.eval_frequency=0",
-        f"experiment.output_dir={tmp_path / 'run'}",
-    )
-    train(load_config(recipe, settings))
-    source = Shapes(200, seed=5)
-    assert source.labels is not None
-    for number, (pixels, label) in enumerate(zip(source.images(np.arange(200)), source.labels, strict=True)):
-        path = tmp_path / ("labelled" if number < 60 else "photos") / f"class{label}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
-    found = classify(tmp_path / "run", tmp_path / "labelled", tmp_path / "photos", tmp_path / "p.csv", device="cpu")
-    own, pixels, untrained = (found.accuracies[kind].mean for kind in ("encoder", "pixels", "untrained"))
-    assert own > max(pixels, untrained) + 15
-    rows = table(tmp_path / "p.csv")
-    right = 100 * np.mean([row["predicted"] == row["file"].split("/")[0] for row in rows])
-    low, high = found.accuracies["encoder"].interval
-    assert low < right < high
