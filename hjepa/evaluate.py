@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -59,13 +60,20 @@ def probe_timing(evaluator: Evaluator, model: HJEPA, config: Config, seconds: fl
     )
 
 
+Arithmetic = Callable[[], AbstractContextManager[object]]
+
+
+def arithmetic_of(config: Config, device: torch.device) -> Arithmetic:
+    """The precision that the run's encoder is trained in."""
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=config.training.use_amp)
+
+
 class _Frozen:
     """An encoder of the model as the probes ask it, in the arithmetic that it is trained in."""
 
     def __init__(self, model: HJEPA, config: Config, online: bool = False) -> None:
         self.model, self.online = model.eval(), online
-        device = next(model.parameters()).device.type
-        self.arithmetic = partial(torch.autocast, device, torch.bfloat16, enabled=config.training.use_amp)
+        self.arithmetic = arithmetic_of(config, next(model.parameters()).device)
 
     def embed(self, images: Tensor) -> dict[str, Tensor]:
         """Every feature, see `HJEPA.embed`."""

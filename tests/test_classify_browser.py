@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from test_classify import make_images
-from test_report_browser import browser, pytestmark, show  # noqa: F401
+from test_report_browser import assert_whole_and_alone, browser, pytestmark, show  # noqa: F401
 
 from hjepa.classify import classify
 
@@ -22,13 +22,7 @@ def page(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_fits_its_window_and_needs_nothing_else(browser: Any, page: Path, width: int) -> None:  # noqa: F811
-    show(browser, page, width)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.get_log("browser") == []
-    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
-    assert browser.execute_script(broken) == 0
-    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
-    assert [name for name in fetched if not name.startswith("data:")] == []
+    assert_whole_and_alone(browser, page, width)
     assert browser.find_elements("css selector", "b") == []  # a file's name is a name, not markup
     sides = "return [...document.querySelectorAll('.thumbs img')].map(i => i.getBoundingClientRect().width)"
     assert 80 < min(browser.execute_script(sides)) <= max(browser.execute_script(sides)) < 200

@@ -64,6 +64,17 @@ def show(browser: Any, page: Path, width: int, scheme: str = "light") -> None:
     browser.get(page.as_uri())
 
 
+def assert_whole_and_alone(browser: Any, page: Path, width: int) -> None:
+    """It fits its window, says nothing to the console, shows all of its pictures and fetches nothing."""
+    show(browser, page, width)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
+    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
+    assert browser.execute_script(broken) == 0
+    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
+    assert [name for name in fetched if not name.startswith("data:")] == []
+
+
 def losses(run: Path) -> list[tuple[int, float]]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -78,13 +89,7 @@ def chart(browser: Any, title: str) -> Any:
 def test_the_page_fits_its_window_and_says_nothing_to_the_console(
     browser: Any, pages: dict[str, Path], name: str, width: int
 ) -> None:
-    show(browser, pages[name], width)
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.get_log("browser") == []
-    broken = "return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length"
-    assert browser.execute_script(broken) == 0
-    fetched = browser.execute_script("return performance.getEntriesByType('resource').map(r => r.name)")
-    assert [name for name in fetched if not name.startswith("data:")] == []
+    assert_whole_and_alone(browser, pages[name], width)
     # Labels lie inside the window, and none on another of its chart.
     covered = """
         const bad = [];

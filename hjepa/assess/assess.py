@@ -15,7 +15,7 @@ from hjepa.assess.pictures import Pictures
 from hjepa.assess.request import PROBES, TRAINED, Request
 from hjepa.assess.scenes import Segmented, of_folders, of_source
 from hjepa.assess.sources import datasets_of, open_labelled
-from hjepa.assess.subjects import Subject, arithmetic_of, build_subjects, feature_names, title
+from hjepa.assess.subjects import Subject, build_subjects, feature_names, title
 from hjepa.build import grid_of
 from hjepa.config import Config, resolve
 from hjepa.console import Console
@@ -24,6 +24,7 @@ from hjepa.data.views import plain_views
 from hjepa.device import choose, precision
 from hjepa.environment import environment
 from hjepa.errors import ConfigError
+from hjepa.evaluate import arithmetic_of
 from hjepa.evaluation.chosen import Probe
 from hjepa.evaluation.chosen import choose as choose_images
 from hjepa.evaluation.dense import DenseProbe

@@ -13,9 +13,10 @@ from hjepa.assess.gather import Key, Tokens
 from hjepa.assess.pictures import Pictures
 from hjepa.assess.request import NEIGHBOURS, Request
 from hjepa.assess.scenes import Segmented
-from hjepa.assess.subjects import Arithmetic, Subject
+from hjepa.assess.subjects import Subject
 from hjepa.config.sections import Evaluation
 from hjepa.errors import ConfigError
+from hjepa.evaluate import Arithmetic
 from hjepa.evaluation import finetune as fine_tuning
 from hjepa.evaluation import trained
 from hjepa.evaluation.clusters import clusters

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +12,7 @@ from hjepa.assess.request import FEATURES
 from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config
 from hjepa.errors import ConfigError, StorageError
-from hjepa.evaluate import at_start, untrained
+from hjepa.evaluate import Arithmetic, arithmetic_of, at_start, untrained
 from hjepa.evaluation.dense import patch_pixels
 from hjepa.evaluation.features import pixel_features
 from hjepa.model.encoder import Backbone
@@ -28,8 +26,6 @@ TITLES = {
     "random": "untrained encoder",
     "start": "at the start (pretrained)",
 }
-
-Arithmetic = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -47,11 +43,6 @@ class Subject:
     maps: Callable[[Tensor], dict[str, Tensor]]
     pooled: Callable[[Tensor], dict[str, Tensor]]
     backbone: Backbone | None = None
-
-
-def arithmetic_of(config: Config, device: torch.device) -> Arithmetic:
-    """The precision that the run's encoder is trained in."""
-    return partial(torch.autocast, device.type, torch.bfloat16, enabled=config.training.use_amp)
 
 
 def feature_names(config: Config, features: Sequence[str]) -> list[str]:
