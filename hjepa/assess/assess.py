@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from hjepa.assess import probing
@@ -19,14 +18,12 @@ from hjepa.assess.subjects import Subject, build_subjects, feature_names, title
 from hjepa.build import grid_of
 from hjepa.config import Config, resolve
 from hjepa.console import Console
-from hjepa.data.source import Source
 from hjepa.data.views import plain_views
 from hjepa.device import choose, precision
 from hjepa.environment import environment
 from hjepa.errors import ConfigError
 from hjepa.evaluate import arithmetic_of
-from hjepa.evaluation.chosen import Probe
-from hjepa.evaluation.chosen import choose as choose_images
+from hjepa.evaluation.chosen import Probe, choose_sides, with_masks
 from hjepa.evaluation.dense import DenseProbe
 from hjepa.evaluation.few_shot import SHOTS, too_few
 from hjepa.evaluation.segmentation import MOST_PATCHES
@@ -84,24 +81,23 @@ class _Assessment:
     def _probe_images(self, pairs: list[Probe]) -> None:
         """Everything that is asked of labelled images."""
         evaluation, request = self.config.evaluation, self.request
-        masked = next((pair for pair in pairs if all(s.masks(np.arange(1)) is not None for s in pair)), None)
+        masked = with_masks(pairs)
         if masked is None and request.insists("dense"):
             raise ConfigError(
                 "--probes dense: none of the sources has masks (shapes has); or name --data IMAGES --masks MASKS"
             )
-        classes = [bank.num_classes for bank, _ in pairs]
-        offsets = [sum(classes[:i]) for i in range(len(classes))]
+        num_classes = sum(bank.num_classes for bank, _ in pairs)
         train, test = (
-            self._pictures([pair[side] for pair in pairs], offsets, most, f"probe {name}")
-            for side, most, name in ((0, evaluation.max_train, "train"), (1, evaluation.max_test, "test"))
+            Pictures(part, self.config.data, self.seed, self.device)
+            for part in choose_sides(pairs, evaluation.max_train, evaluation.max_test, self.seed)
         )
         if request.wants("knn"):
             probing.neighbours_of(request, len(train))
-        self.result.about |= {"images": {"train": len(train), "test": len(test)}, "classes": sum(classes)}
-        self.console.say(f"Images: {len(train)} to learn from, {len(test)} to ask, {sum(classes)} classes")
+        self.result.about |= {"images": {"train": len(train), "test": len(test)}, "classes": num_classes}
+        self.console.say(f"Images: {len(train)} to learn from, {len(test)} to ask, {num_classes} classes")
         subjects = self._subjects()
         if any(request.wants(probe) for probe in PROBES if probe != "dense"):
-            self._probe_features(subjects, (train, test), sum(classes))
+            self._probe_features(subjects, (train, test), num_classes)
         if masked is not None and request.wants("dense") and (evaluation.dense or request.insists("dense")):
             views = plain_views(self.config.data.augmentation, self.config.data.image_size).to(self.device)
             dense = DenseProbe(evaluation, self.grid, masked, views, self.seed, self.device, self.probe_device)
@@ -179,10 +175,6 @@ class _Assessment:
                 "training started from"
             )
         return subjects
-
-    def _pictures(self, sources: list[Source], offsets: list[int], most: int, stream: str) -> Pictures:
-        part = choose_images(sources, offsets, most, self.seed, stream)
-        return Pictures(part, self.config.data, self.seed, self.device)
 
     def _about(self) -> dict[str, Any]:
         evaluation = self.config.evaluation.model_dump(mode="json", exclude={"eval_frequency"})

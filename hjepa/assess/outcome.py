@@ -12,8 +12,8 @@ from typing import Any
 
 from hjepa.assess.subjects import TITLES, suffix, title
 from hjepa.console import Console
-from hjepa.errors import StorageError
 from hjepa.evaluation.task import Figure
+from hjepa.replacing import replacing
 
 # A heading, and the column of each figure by name; a table is shown where one of its figures is there.
 _TABLES: tuple[tuple[str, dict[str, str]], ...] = (
@@ -128,13 +128,8 @@ class Outcome:
         Raises:
             StorageError: when the disk refuses.
         """
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with replacing(path, "--json") as temporary:
             temporary.write_text(json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StorageError(f"--json {path}: cannot be written ({error.strerror})") from None
 
 
 def _finite(value: float) -> float | None:

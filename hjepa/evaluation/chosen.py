@@ -30,6 +30,11 @@ def skip_reason(pairs: Sequence[Probe | None]) -> str | None:
     return None
 
 
+def with_masks(pairs: Sequence[Probe]) -> Probe | None:
+    """The first pair that knows which pixels are an object, if there is one."""
+    return next((pair for pair in pairs if all(side.masks(np.arange(1)) is not None for side in pair)), None)
+
+
 @dataclass(frozen=True)
 class Part:
     """The images of one side (train or test) that are looked at, over all sources."""
@@ -40,6 +45,14 @@ class Part:
 
     def __len__(self) -> int:
         return sum(len(indices) for indices in self.indices)
+
+
+def choose_sides(pairs: Sequence[Probe], max_train: int, max_test: int, seed: int) -> tuple[Part, Part]:
+    """What is learned from and what is asked, at most so many images of each; classes of two sources are different."""
+    classes = [bank.num_classes for bank, _ in pairs]
+    offsets = [sum(classes[:i]) for i in range(len(classes))]
+    train = choose([bank for bank, _ in pairs], offsets, max_train, seed, "probe train")
+    return train, choose([test for _, test in pairs], offsets, max_test, seed, "probe test")
 
 
 def choose(sources: list[Source], class_offsets: list[int], limit: int, seed: int, stream: str) -> Part:

@@ -13,7 +13,7 @@ from hjepa.config.data import Data
 from hjepa.config.sections import Evaluation
 from hjepa.data.source import Source
 from hjepa.data.views import plain_views
-from hjepa.evaluation.chosen import Part, Probe, choose, skip_reason, usable
+from hjepa.evaluation.chosen import Part, Probe, choose_sides, skip_reason, usable, with_masks
 from hjepa.evaluation.dense import DenseProbe, Tokens
 from hjepa.evaluation.features import PIXEL_SIDE, Embed, collect, pixel_features
 from hjepa.evaluation.probes import probes
@@ -59,24 +59,20 @@ class Evaluator:
         reason = skip_reason(pairs)
         assert reason is None, reason
         labelled = usable(pairs)
-        classes = [bank.num_classes for bank, _ in labelled]
-        offsets = [sum(classes[:i]) for i in range(len(classes))]
         self._config = evaluation
         self._seed = seed
         self._device = device
         # Half of a probe is float64, which mps lacks.
         self._probe_device = torch.device("cpu") if device.type == "mps" else device
         self._views = plain_views(data.augmentation, data.image_size).to(device)
-        banks, tests = [bank for bank, _ in labelled], [test for _, test in labelled]
-        self._train = choose(banks, offsets, evaluation.max_train, seed, "probe train")
-        self._test = choose(tests, offsets, evaluation.max_test, seed, "probe test")
+        self._train, self._test = choose_sides(labelled, evaluation.max_train, evaluation.max_test, seed)
         self._baselines: list[tuple[str, float]] | None = None
         self.dense: DenseProbe | None = None
-        masked = [pair for pair in labelled if all(side.masks(np.arange(1)) is not None for side in pair)]
+        masked = with_masks(labelled)
         if grid is not None and evaluation.dense and masked:
             place = self._device, self._probe_device
-            self.dense = DenseProbe(evaluation, grid, masked[0], self._views, seed, *place)
-        self.num_classes = sum(classes)
+            self.dense = DenseProbe(evaluation, grid, masked, self._views, seed, *place)
+        self.num_classes = sum(bank.num_classes for bank, _ in labelled)
         self.num_train = len(self._train)
         self.num_test = len(self._test)
 

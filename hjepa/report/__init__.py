@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hjepa.console import Console
-from hjepa.errors import ConfigError, StorageError
+from hjepa.errors import ConfigError
+from hjepa.replacing import replacing
 from hjepa.report.page import page_of_run, page_of_runs
 from hjepa.report.pictures import draw
 from hjepa.report.records import read_run
@@ -40,12 +41,8 @@ def write_report(paths: Sequence[Path], output: Path | None = None, running: boo
         file = output or paths[0] / REPORT
     else:
         page, file = page_of_runs(records), output or Path(COMPARISON)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
+    with replacing(file, advice="name another file with --output") as temporary:
         temporary.write_text(page, encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be written ({error.strerror}); name another file with --output") from None
     return file
 
 

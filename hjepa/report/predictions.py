@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import torch
 from hjepa.config.data import Data
 from hjepa.data.decode import ImageError, decode
 from hjepa.data.views import center_views, plain_views
-from hjepa.errors import StorageError
+from hjepa.replacing import replacing
 from hjepa.report.page import render
 from hjepa.report.tiles import Tile, pixels_of, tile_of
 
@@ -82,7 +81,7 @@ def write_table(path: Path, predictions: Iterable[Prediction]) -> None:
         StorageError: when it cannot be written.
     """
     rows = ((one.name, one.predicted, f"{one.probability:.4f}", one.label) for one in predictions)
-    with _replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(path) as new, new.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file).writerows([_COLUMNS, *rows])
 
 
@@ -130,19 +129,8 @@ def write_page(path: Path, worth: Worth, predictions: Sequence[Prediction], data
         doubtful=_tiles(doubtful[:_FIRST], data, True),
         num_doubtful=len(doubtful),
     )
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", "backslashreplace"))  # a name may be any bytes
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write, which then takes the place of this one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _tiles(predictions: Iterable[Prediction], data: Data, named: bool = False) -> list[Tile]:

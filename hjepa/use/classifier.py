@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from hjepa.errors import DataError, StorageError
 from hjepa.evaluation.few_labels import Accuracy, Linear
+from hjepa.replacing import replacing
 from hjepa.use.frozen import Encoder, Origin
 
 _KEY = "hjepa"
@@ -51,12 +52,11 @@ class Classifier:
             "most_frequent": self.most_frequent,
         }
         tensors = {name: tensor.float().contiguous() for name, tensor in self.linear._asdict().items()}
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            save_file(tensors, temporary, {_KEY: json.dumps(said)})
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+        with replacing(path) as temporary:
+            try:
+                save_file(tensors, temporary, {_KEY: json.dumps(said)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
 
     def check(self, path: Path, encoder: Encoder) -> None:
         """Refuse an encoder that it was not fitted to.
