@@ -48,7 +48,7 @@ def neighbours_of(request: Request, bank: int) -> tuple[int, ...]:
     return request.neighbours
 
 
-def pooled_probes(task: Task, config: Evaluation, request: Request) -> Figures:
+def pooled_probes(task: Task[Tensor], config: Evaluation, request: Request) -> Figures:
     """Every probe of single vectors that was asked for.
 
     Args:
@@ -60,17 +60,17 @@ def pooled_probes(task: Task, config: Evaluation, request: Request) -> Figures:
         `knn` (with the config's k), `knn@<k>`, `linear`, `logistic`, `sgd`, `shot<k>`, `nmi`, `rankme`; nan where
         features are not finite.
     """
-    finite = task.is_finite
+    finite = bool(task.train.isfinite().all() and task.test.isfinite().all())
     for name, figure in _pooled(task if finite else _zeros(task), config, request):
         yield name, figure if finite else Figure(math.nan)
 
 
-def _zeros(task: Task) -> Task:
+def _zeros(task: Task[Tensor]) -> Task[Tensor]:
     """The same questions without answers, so that every name is there."""
     return task._replace(train=torch.zeros_like(task.train), test=torch.zeros_like(task.test))
 
 
-def _pooled(task: Task, config: Evaluation, request: Request) -> Figures:
+def _pooled(task: Task[Tensor], config: Evaluation, request: Request) -> Figures:
     train, train_labels, test, test_labels, num_classes, seed = task
     if request.wants("knn"):
         yield from _neighbours(task, config, request)
@@ -83,7 +83,7 @@ def _pooled(task: Task, config: Evaluation, request: Request) -> Figures:
         yield "logistic", logistic(task)
     if request.wants("sgd"):
         recipe = _with_epochs(trained.SGD, request)
-        yield "sgd", trained.sgd_linear(train, train_labels, test, test_labels, num_classes, seed, recipe)
+        yield "sgd", trained.sgd_linear(task, recipe)
     if request.wants("few-shot"):
         yield from few_shot(task)
     if request.wants("clusters"):
@@ -93,7 +93,7 @@ def _pooled(task: Task, config: Evaluation, request: Request) -> Figures:
         yield "rankme", Figure(float(rankme(train[:: -(-len(train) // RANKME_ROWS)])))
 
 
-def _neighbours(task: Task, config: Evaluation, request: Request) -> Figures:
+def _neighbours(task: Task[Tensor], config: Evaluation, request: Request) -> Figures:
     knn, bank = config.knn, len(task.train)
     wanted = neighbours_of(request, bank)
     similarity, index = nearest(task.train, task.test, max(knn.k, *wanted))
@@ -124,7 +124,7 @@ def attentive_probe(
     """Attentive pooling of a subject's tokens."""
     train, test = (Tokens(side, subject, feature, config.batch_size) for side in sides)
     recipe = _with_epochs(trained.ATTENTIVE, request)
-    return trained.attentive(train, sides[0].labels, test, sides[1].labels, num_classes, seed, recipe)
+    return trained.attentive(Task(train, sides[0].labels, test, sides[1].labels, num_classes, seed), recipe)
 
 
 def fine_tuned(
@@ -141,9 +141,8 @@ def fine_tuned(
     if request.epochs is not None:
         recipe = replace(recipe, epochs=request.epochs)
     train, test = sides
-    return fine_tuning.finetune(
-        subject.backbone, train, train.labels, test, test.labels, num_classes, seed, arithmetic, recipe
-    )
+    task: Task[fine_tuning.Images] = Task(train, train.labels, test, test.labels, num_classes, seed)
+    return fine_tuning.finetune(subject.backbone, task, arithmetic, recipe)
 
 
 def patch_probes(
@@ -184,7 +183,7 @@ def task_of(
     num_classes: int,
     seed: int,
     device: torch.device,
-) -> Task:
+) -> Task[Tensor]:
     """Features of a subject as its probes take them; they are let go where they were gathered."""
     train, test = (found.pop(key).to(device).float() for found in features)
     mean = train.mean(0)

@@ -14,7 +14,7 @@ ITERATIONS = 50
 _ROW_BLOCK = 4096
 
 
-def clusters(task: Task, restarts: int = RESTARTS) -> Figure:
+def clusters(task: Task[Tensor], restarts: int = RESTARTS) -> Figure:
     """Normalised mutual information of labels and clusters, in percent.
 
     As many clusters as classes are found among the training images, as directions (rows of length 1), and each test

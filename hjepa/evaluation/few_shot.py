@@ -19,7 +19,7 @@ DRAWS = 5
 L2 = 1.0
 
 
-def few_shot(task: Task, shots: Sequence[int] = SHOTS, draws: int = DRAWS) -> Iterator[tuple[str, Figure]]:
+def few_shot(task: Task[Tensor], shots: Sequence[int] = SHOTS, draws: int = DRAWS) -> Iterator[tuple[str, Figure]]:
     """Ridge regression (`Ridge`) on k images of each class, drawn several times and asked on all of test.
 
     The draws are the seed's, so every encoder is shown the same images, and the first of ten are the five.
@@ -40,7 +40,7 @@ def few_shot(task: Task, shots: Sequence[int] = SHOTS, draws: int = DRAWS) -> It
         yield f"shot{k}", Figure(float(np.mean(found)), float(np.std(found, ddof=1)) if draws > 1 else None)
 
 
-def draw_rows(task: Task, k: int, draw: int) -> Tensor:
+def draw_rows(task: Task[Tensor], k: int, draw: int) -> Tensor:
     """k rows of train of each class, `[k num_classes]` int64, class by class."""
     drawn = []
     for label in range(task.num_classes):

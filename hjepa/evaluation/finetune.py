@@ -14,7 +14,7 @@ from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from hjepa.evaluation.probes import accuracy
-from hjepa.evaluation.task import Figure, held_out
+from hjepa.evaluation.task import Figure, Task, held_out
 from hjepa.evaluation.trained import cosine
 from hjepa.model.encoder import Backbone
 from hjepa.rng import scalar_seed
@@ -74,12 +74,7 @@ class Classifier(nn.Module):
 
 def finetune(
     backbone: Backbone,
-    train: Images,
-    train_labels: Tensor,
-    test: Images,
-    test_labels: Tensor,
-    num_classes: int,
-    seed: int,
+    task: Task[Images],
     arithmetic: Callable[[], AbstractContextManager[object]],
     recipe: Recipe,
 ) -> Figure:
@@ -90,45 +85,41 @@ def finetune(
 
     Args:
         backbone: where training starts; it is left as it is.
-        train, test: see `Images`.
-        train_labels, test_labels: `[n]` and `[m]` int64.
-        num_classes: number of classes.
-        seed: of the order of images and of the last layer's weights.
+        task: see `Images`; its seed is that of the order of images and of the last layer's weights.
         arithmetic: the precision that the encoder is trained in.
         recipe: see `Recipe`.
     """
     pairs = [(rate, decay) for rate in sorted(recipe.rates) for decay in sorted(recipe.layer_decays)]
-    choice, fit = held_out(len(train), seed)
+    train, test, train_labels = task.train, task.test, task.train_labels
+    choice, fit = held_out(len(train), task.seed)
     best = pairs[0]
     if len(pairs) > 1 and len(choice):
         scores = []
         for pair in pairs:
-            model = _fit(backbone, train, train_labels, fit, num_classes, seed, arithmetic, recipe, *pair)
+            model = _fit(backbone, task, fit, arithmetic, recipe, *pair)
             scores.append(accuracy(_predict(model, train, choice, arithmetic, recipe), train_labels[choice]))
         best = pairs[scores.index(max(scores))]
     every = torch.arange(len(train))
-    model = _fit(backbone, train, train_labels, every, num_classes, seed, arithmetic, recipe, *best)
+    model = _fit(backbone, task, every, arithmetic, recipe, *best)
     found = _predict(model, test, torch.arange(len(test)), arithmetic, recipe)
     chosen = {"lr": best[0], "layer_decay": best[1], "epochs": float(recipe.epochs)}
-    return Figure(accuracy(found, test_labels), chosen=chosen)
+    return Figure(accuracy(found, task.test_labels), chosen=chosen)
 
 
 def _fit(
     backbone: Backbone,
-    images: Images,
-    labels: Tensor,
+    task: Task[Images],
     rows: Tensor,
-    num_classes: int,
-    seed: int,
     arithmetic: Callable[[], AbstractContextManager[object]],
     recipe: Recipe,
     rate: float,
     layer_decay: float,
 ) -> Classifier:
+    images, labels, seed = task.train, task.train_labels, task.seed
     device = next(backbone.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(scalar_seed(seed, "head of a probe", 0))
-        model = Classifier(deepcopy(backbone), num_classes).to(device).requires_grad_(True).train()
+        model = Classifier(deepcopy(backbone), task.num_classes).to(device).requires_grad_(True).train()
         optimizer = _optimizer(model, recipe, rate, layer_decay)
         size = min(recipe.batch_size, len(rows))
         steps = recipe.epochs * -(-len(rows) // size)

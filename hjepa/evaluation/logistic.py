@@ -15,7 +15,7 @@ L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 ITERATIONS = 200
 
 
-def logistic(task: Task, l2: Sequence[float] = L2) -> Figure:
+def logistic(task: Task[Tensor], l2: Sequence[float] = L2) -> Figure:
     """Top-1 accuracy of logistic regression, its regularisation chosen on a held-out fifth of train.
 
     As for the linear probe: the chosen value is refitted on all of train, test is looked at once, and of values that do

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,28 +12,26 @@ from torch import Tensor
 
 from hjepa.rng import permute
 
+Shown = TypeVar("Shown")
 
-class Task(NamedTuple):
-    """Features of labelled images: a part to learn from, and a part that is asked.
+
+class Task(NamedTuple, Generic[Shown]):
+    """Labelled images in some form: a part to learn from, and a part that is asked.
 
     Attributes:
-        train, test: `[n, d]` and `[m, d]` float32 on one device, without the mean of train.
+        train, test: n and m of them by their number. Of pooled features `[n, d]` and `[m, d]` float32 on one device,
+            without the mean of train; else what the probe says.
         train_labels, test_labels: `[n]` and `[m]` int64 in [0, num_classes).
         num_classes: number of classes.
         seed: of whatever a probe draws: the same images and starts for every encoder.
     """
 
-    train: Tensor
+    train: Shown
     train_labels: Tensor
-    test: Tensor
+    test: Shown
     test_labels: Tensor
     num_classes: int
     seed: int
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether there is anything to fit."""
-        return bool(self.train.isfinite().all() and self.test.isfinite().all())
 
 
 @dataclass(frozen=True)

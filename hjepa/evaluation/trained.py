@@ -18,7 +18,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from hjepa.evaluation.probes import accuracy
-from hjepa.evaluation.task import Figure, held_out
+from hjepa.evaluation.task import Figure, Task, held_out
 from hjepa.rng import scalar_seed
 
 
@@ -85,88 +85,59 @@ class AttentiveHead(nn.Module):
         return out
 
 
-def sgd_linear(
-    train: Rows,
-    train_labels: Tensor,
-    test: Rows,
-    test_labels: Tensor,
-    num_classes: int,
-    seed: int,
-    recipe: Recipe = SGD,
-) -> Figure:
+def sgd_linear(task: Task[Tensor], recipe: Recipe = SGD) -> Figure:
     """Top-1 accuracy of a linear layer on pooled features `[., d]`, trained by SGD."""
 
     def optimizer(head: nn.Module, rate: float) -> torch.optim.Optimizer:
         # The rate is given for a batch of 256 and scaled with it, as in the sources.
         return torch.optim.SGD(head.parameters(), lr=rate * recipe.batch_size / 256, momentum=0.9)
 
-    return _probe(LinearHead, optimizer, train, train_labels, test, test_labels, num_classes, seed, recipe)
+    return _probe(LinearHead, optimizer, task, recipe)
 
 
-def attentive(
-    train: Rows,
-    train_labels: Tensor,
-    test: Rows,
-    test_labels: Tensor,
-    num_classes: int,
-    seed: int,
-    recipe: Recipe = ATTENTIVE,
-) -> Figure:
+def attentive(task: Task[Rows], recipe: Recipe = ATTENTIVE) -> Figure:
     """Top-1 accuracy of attentive pooling of all tokens `[., N, d]`, trained by AdamW."""
 
     def optimizer(head: nn.Module, rate: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=ATTENTIVE_DECAY)
 
-    return _probe(AttentiveHead, optimizer, train, train_labels, test, test_labels, num_classes, seed, recipe)
+    return _probe(AttentiveHead, optimizer, task, recipe)
 
 
 MakeHead = Callable[[int, int], nn.Module]
 MakeOptimizer = Callable[[nn.Module, float], torch.optim.Optimizer]
 
 
-def _probe(
-    make: MakeHead,
-    optimizer: MakeOptimizer,
-    train: Rows,
-    train_labels: Tensor,
-    test: Rows,
-    test_labels: Tensor,
-    num_classes: int,
-    seed: int,
-    recipe: Recipe,
-) -> Figure:
+def _probe(make: MakeHead, optimizer: MakeOptimizer, task: Task[Tensor] | Task[Rows], recipe: Recipe) -> Figure:
     rates = sorted(set(recipe.rates))
-    train_labels, test_labels = train_labels.cpu(), test_labels.cpu()
-    choice, fit = held_out(len(train), seed)
+    train, test, labels = task.train, task.test, task.train_labels.cpu()
+    choice, fit = held_out(len(train), task.seed)
     rate = rates[0]
     if len(rates) > 1 and len(choice):
-        heads = _fit(make, optimizer, train, train_labels, fit, rates, num_classes, seed, recipe)
-        scores = [accuracy(found, train_labels[choice]) for found in _predict(heads, train, choice, recipe)]
+        heads = _fit(make, optimizer, task, fit, rates, recipe)
+        scores = [accuracy(found, labels[choice]) for found in _predict(heads, train, choice, recipe)]
         rate = rates[scores.index(max(scores))]
-    every = torch.arange(len(train))
-    heads = _fit(make, optimizer, train, train_labels, every, [rate], num_classes, seed, recipe)
+    heads = _fit(make, optimizer, task, torch.arange(len(train)), [rate], recipe)
     (found,) = _predict(heads, test, torch.arange(len(test)), recipe)
-    return Figure(accuracy(found, test_labels), chosen={"lr": rate, "epochs": float(recipe.epochs)})
+    return Figure(accuracy(found, task.test_labels.cpu()), chosen={"lr": rate, "epochs": float(recipe.epochs)})
 
 
 def _fit(
     make: MakeHead,
     optimizer: MakeOptimizer,
-    features: Rows,
-    labels: Tensor,
+    task: Task[Tensor] | Task[Rows],
     rows: Tensor,
     rates: list[float],
-    num_classes: int,
-    seed: int,
     recipe: Recipe,
 ) -> nn.ModuleList:
-    """A head for each rate, trained on these rows; all start equal and see the same batches."""
+    """A head for each rate, trained on these rows of train; all start equal and see the same batches."""
+    features, labels, seed = task.train, task.train_labels.cpu(), task.seed
     first = features[rows[:1]]
     with torch.random.fork_rng(devices=[]):
         heads = nn.ModuleList()
         for _ in rates:
             torch.manual_seed(scalar_seed(seed, "head of a probe", 0))
-            heads.append(make(first.shape[-1], num_classes))
+            heads.append(make(first.shape[-1], task.num_classes))
     heads.to(first.device).train()
     optimizers = [optimizer(head, rate) for head, rate in zip(heads, rates, strict=True)]
     size = min(recipe.batch_size, len(rows))

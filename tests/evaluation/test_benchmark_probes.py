@@ -159,7 +159,7 @@ def test_of_regularisations_that_do_equally_well_logistic_takes_the_strongest() 
 def test_sgd_agrees_with_logistic_regression() -> None:
     """Without weight decay it is logistic regression stopped early: near the best of its grid."""
     given = task(1000, 1000, spread=1.5)
-    ours = sgd_linear(*given[:4], 5, 0, Recipe(epochs=20, rates=(1e-3, 1e-1, 30.0), batch_size=100))
+    ours = sgd_linear(given, Recipe(epochs=20, rates=(1e-3, 1e-1, 30.0), batch_size=100))
     assert ours.value == pytest.approx(logistic(given).value, abs=3)
     assert ours.chosen == {"lr": 0.1, "epochs": 20}
 
@@ -167,12 +167,12 @@ def test_sgd_agrees_with_logistic_regression() -> None:
 def test_rates_are_chosen_without_a_look_at_test() -> None:
     given = task()
     recipe = Recipe(epochs=3, rates=(1e-3, 1e-1), batch_size=50)
-    found = sgd_linear(*given[:4], 5, 0, recipe)
+    found = sgd_linear(given, recipe)
     turned = (given.test_labels + 1) % 5
-    again = sgd_linear(given.train, given.train_labels, given.test, turned, 5, 0, recipe)
+    again = sgd_linear(given._replace(test_labels=turned), recipe)
     assert again.chosen == found.chosen
     assert again.value < found.value
-    assert sgd_linear(*given[:4], 5, 0, recipe).value == found.value
+    assert sgd_linear(given, recipe).value == found.value
     choice, fit = held_out(300, 0)
     assert (len(choice), len(fit)) == (60, 240)
     assert sorted(torch.cat([choice, fit]).tolist()) == list(range(300))
@@ -192,10 +192,10 @@ def test_attention_finds_the_token_that_knows() -> None:
 
     train, test = images(800), images(400)
     recipe = Recipe(epochs=12, rates=(1e-4, 3e-3), batch_size=100, warmup=0.1)
-    found = attentive(*train, *test, 4, 0, recipe)
+    found = attentive(Task(*train, *test, 4, 0), recipe)
     assert found.value > 95
     assert found.chosen["lr"] == 3e-3
-    pooled = sgd_linear(train[0].mean(1), train[1], test[0].mean(1), test[1], 4, 0, Recipe(20, (0.1,), 100))
+    pooled = sgd_linear(Task(train[0].mean(1), train[1], test[0].mean(1), test[1], 4, 0), Recipe(20, (0.1,), 100))
     assert pooled.value < found.value
 
 
@@ -213,8 +213,8 @@ def test_rows_may_be_half_precision_and_come_on_demand() -> None:
             return self.rows[rows].half()
 
     recipe = Recipe(epochs=5, rates=(0.1,), batch_size=50)
-    lazy = sgd_linear(Asked(given.train), given.train_labels, Asked(given.test), given.test_labels, 5, 0, recipe)
-    assert lazy.value == pytest.approx(sgd_linear(*given[:4], 5, 0, recipe).value, abs=1)
+    lazy = sgd_linear(given._replace(train=Asked(given.train), test=Asked(given.test)), recipe)
+    assert lazy.value == pytest.approx(sgd_linear(given, recipe).value, abs=1)
 
 
 def test_the_rate_rises_and_falls() -> None:
