@@ -85,7 +85,9 @@ def test_missing_images_are_one_line_with_code_3(tmp_path: Path, small: tuple[st
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a user who may not write")
 def test_a_folder_that_cannot_be_written_is_code_5(tmp_path: Path, small: tuple[str, ...]) -> None:
     code = (
-        "import os, sys; import hjepa.train; from hjepa.cli import main; os.setuid(65534); "
+        # What is imported late is imported before: a clone in a private folder cannot be read by another user.
+        "import os, sys; import hjepa.train; from hjepa.cli import app, main; from typer.testing import CliRunner; "
+        "CliRunner().invoke(app, ['train', '--help']); os.setuid(65534); "
         f"sys.argv = ['hjepa', 'train', *{list(small)!r}, 'experiment.output_dir={tmp_path}/runs/x']; main()"
     )
     tmp_path.chmod(0o755)
