@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hjepa.build import grid_of
 from hjepa.config import Config
 from hjepa.config.sections import Masking
+from hjepa.device import autocasts
 from hjepa.grid import Grid, sine_positions
 from hjepa.masks import Masks
 from hjepa.model.encoder import build_backbone
@@ -143,7 +144,7 @@ class PlainStep:
         self.target = deepcopy(self.encoder).requires_grad_(False)
         parameters = [*self.encoder.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, foreach=False, fused=False)
-        self.amp, self.device = config.training.use_amp, device
+        self.amp, self.device = autocasts(device.type, config.training.use_amp), device
         size, side = config.data.images_per_step, config.data.image_size
         self.images = torch.randn(size, 3, side, side, device=device)
         self.step = 0

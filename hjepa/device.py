@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from hjepa.config.types import Switch
 from hjepa.errors import ConfigError
 
 
@@ -64,19 +65,33 @@ def choose(wanted: str) -> DeviceKind:
     return KINDS[wanted]
 
 
-def precision(kind: DeviceKind, use_amp: bool) -> str:
+def precision(kind: DeviceKind, use_amp: Switch) -> str:
     """Fabric's name of the arithmetic: float32, or bfloat16 autocast.
 
     bfloat16 needs no loss scaling, so a non-finite gradient is always a fault and never routine.
 
     Raises:
-        ConfigError: for a GPU without bfloat16.
+        ConfigError: for a GPU without bfloat16 that is told to use it.
     """
-    if not use_amp:
+    if not autocasts(kind.name, use_amp):
         return "32-true"
     if kind.name == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("training.use_amp: this GPU has no bfloat16; set training.use_amp=false")
+        raise ConfigError("training.use_amp: this GPU has no bfloat16; set training.use_amp=auto")
     return "bf16-mixed"
+
+
+def autocasts(kind: str, use_amp: Switch) -> bool:
+    """Whether steps are computed in bfloat16; `auto` does so on devices with units for it, where it is faster.
+
+    Apple's GPUs stay in float32: those of the M1 have no such units, and none was at hand to measure.
+    """
+    if use_amp != "auto":
+        return use_amp
+    if kind == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # A torch that is too old to say has none.
+    units: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+    return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
 def peak_memory(device: torch.device) -> int:

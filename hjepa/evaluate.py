@@ -16,7 +16,7 @@ from hjepa.config import Config, load_config
 from hjepa.config.walk import differences
 from hjepa.console import Console
 from hjepa.data.sources import open_probe
-from hjepa.device import choose, precision
+from hjepa.device import autocasts, choose, precision
 from hjepa.errors import ConfigError, DataError, StorageError
 from hjepa.evaluation.chosen import skip_reason
 from hjepa.evaluation.evaluator import Evaluator
@@ -65,7 +65,8 @@ Arithmetic = Callable[[], AbstractContextManager[object]]
 
 def arithmetic_of(config: Config, device: torch.device) -> Arithmetic:
     """The precision that the run's encoder is trained in."""
-    return partial(torch.autocast, device.type, torch.bfloat16, enabled=config.training.use_amp)
+    enabled = autocasts(device.type, config.training.use_amp)
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=enabled)
 
 
 class _Frozen:

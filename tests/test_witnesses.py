@@ -41,7 +41,7 @@ from hjepa.data.source import Source
 from hjepa.data.sources import CachedSource, open_training
 from hjepa.data.views import Views, center_views
 from hjepa.data.workers import Loader
-from hjepa.device import KINDS, available
+from hjepa.device import KINDS, autocasts, available
 from hjepa.errors import ConfigError, DataError, DivergedError
 from hjepa.evaluate import build_evaluator, probe
 from hjepa.evaluation.evaluator import Evaluator
@@ -1357,7 +1357,8 @@ def _() -> None:
 
 @witness("training.use_amp")
 def _() -> None:
-    for name, dtype in (("false", torch.float32), ("true", torch.bfloat16)):
+    here = torch.bfloat16 if autocasts("cpu", "auto") else torch.float32
+    for name, dtype in (("false", torch.float32), ("true", torch.bfloat16), ("auto", here)):
         run = built(f"training.use_amp={name}")
         linear = (run.model.context_encoder.backbone.vit.blocks[0].mlp.fc1, run.model.predictor.blocks[0].mlp.fc1)  # type: ignore[union-attr]
         with calls_of(list(linear)) as calls:

@@ -21,6 +21,7 @@ from hjepa.config.types import (
     Section,
     Share,
     Str,
+    Switch,
     Unit,
     Weight,
     Width,
@@ -141,7 +142,9 @@ class Training(Section):
     eps: Scale = Field(1e-8, description="AdamW's denominator offset")
     clip_grad: Scale | None = Field(1.0, description="largest norm of the gradient; null for none")
     accumulation_steps: Positive = Field(1, description="parts that a batch is computed in, one after another")
-    use_amp: Bool = Field(False, description="bfloat16 autocast on the run's device")
+    use_amp: Switch = Field(
+        False, description="bfloat16 autocast on the run's device; auto: where it has units for it (not on mps)"
+    )
     use_gradient_checkpointing: Blocks = Field(
         False, description="recompute blocks of encoder, predictor or both (true) in the backward pass to save memory"
     )

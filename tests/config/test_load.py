@@ -67,7 +67,7 @@ def test_mistakes_of_every_kind_are_told_together_and_nothing_else(tmp_path: Pat
     expected = [
         "line 3: training.epochs is given twice (first in line 2)",
         "training.learning_rate (line 4): unknown key; did you mean training.lr?",
-        "training.use_amp (line 5): input should be a valid boolean, got 'no'",
+        "training.use_amp (line 5): expected true, false or auto, got 'no'",
         "training.min_lr (line 6): 1 is above training.lr 0.0005; lower it",
         "loss.hierarchy_weights (line 10): 1 weights for 3 level(s) (model.num_hierarchies); give 3",
         "data.image_size (line 12): 230 is not a multiple of the patch size 16; use 224 or 240",
@@ -267,7 +267,8 @@ def test_an_override_is_named_as_the_place_and_not_the_file(tmp_path: Path) -> N
         ("training:\n  lr: .nan\n", "finite"),
         ("training:\n  lr: .inf\n", "finite"),
         ("training:\n  epochs: 10.5\n", "integer"),
-        ("training:\n  use_amp: 1\n", "boolean"),
+        ("evaluation:\n  linear: 1\n", "boolean"),
+        ("training:\n  use_amp: 1\n", "expected true, false or auto, got 1"),
         ("training:\n  lr: true\n", "boolean"),
         ("1: 2\n", "plain word"),
         ("masking:\n  mask_scale: [0.3, 0.1]\n", r"write \[0.1, 0.3\]"),

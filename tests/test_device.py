@@ -1,0 +1,46 @@
+"""Which arithmetic a device is given."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hjepa.device import KINDS, autocasts, precision
+from hjepa.errors import ConfigError
+
+
+def says(answer: object) -> Callable[..., object]:
+    return lambda *_, **__: answer
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True, "avx512_bf16": False}, True),
+        ({"avx2": True}, False),
+        ({}, False),
+    ],
+)
+def test_a_processor_computes_in_bfloat16_where_it_has_units_for_it(
+    units: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", says(units), raising=False)
+    assert autocasts("cpu", "auto") is expected
+    assert precision(KINDS["cpu"], "auto") == ("bf16-mixed" if expected else "32-true")
+    assert not autocasts("mps", "auto")
+    for kind in KINDS:
+        assert autocasts(kind, True)
+        assert not autocasts(kind, False)
+
+
+def test_a_torch_that_cannot_say_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert precision(KINDS["cpu"], "auto") == "32-true"
+
+
+def test_a_gpu_without_bfloat16_is_refused_only_when_told_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", says(False))
+    assert precision(KINDS["cuda"], "auto") == "32-true"
+    with pytest.raises(ConfigError, match=r"this GPU has no bfloat16; set training\.use_amp=auto"):
+        precision(KINDS["cuda"], True)
