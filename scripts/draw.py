@@ -263,7 +263,7 @@ def arrow(axes: Axes, start: tuple, end: tuple, width: float, over: float = 0.0)
 def schedules() -> Figure:
     """Learning rate and momentum as the optimizer gets them, for a short and a long run."""
     figure, axes = plt.subplots(1, 2, figsize=(8.75, 2.5))
-    for steps, colour in ((468, COLOURS[0]), (10_000, COLOURS[1])):
+    for steps, colour in ((936, COLOURS[0]), (10_000, COLOURS[1])):
         config = load_config(RECIPE)
         plan = Schedules(config.training, config.model.ema, steps, steps)
         at = np.linspace(0, steps - 1, 400).astype(int)
