@@ -178,26 +178,42 @@ def table(results: dict[str, list[dict[str, float]]], titles: dict[str, str]) ->
     return "\n".join(lines)
 
 
+# Title, figure, the same of the online encoder, what stands beside it; a panel is drawn where every run has the figure.
+PANELS = (
+    ("k-NN, %", "eval/knn", "eval/knn_online", ("eval/knn_pixels", "eval/knn_random")),
+    ("linear probe, %", "eval/linear", "eval/linear_online", ("eval/linear_pixels", "eval/linear_random")),
+    (
+        "class of a patch, %",
+        "eval/patch_what",
+        "eval/patch_what_online",
+        ("eval/patch_what_pixels", "eval/patch_what_random"),
+    ),
+)
+
+
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """k-NN of every seed by arm, beside its baselines."""
+    """Every seed by arm, whole images and single patches, beside their baselines."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(1.2 * len(results) + 2, 4))
-    for i, runs in enumerate(results.values()):
-        for key, mark, label in (("eval/knn", "o", "target"), ("eval/knn_online", "x", "online")):
-            values = [run[key] for run in runs if key in run]
-            axes.plot([i] * len(values), values, mark, color="C0" if mark == "o" else "C1", label=None if i else label)
+    panels = [panel for panel in PANELS if all(panel[1] in run for runs in results.values() for run in runs)]
+    figure, grid = plt.subplots(
+        1, len(panels), figsize=((0.5 * len(results) + 1.8) * len(panels), 3.6), squeeze=False, layout="constrained"
+    )
     first = next(iter(results.values()))[0]
-    axes.axhline(first["eval/knn_pixels"], color="grey", linestyle="--", label="raw pixels")
-    axes.axhline(first["eval/knn_random"], color="grey", linestyle=":", label="untrained")
-    axes.set_xticks(range(len(results)), list(results))
-    axes.set_ylabel("k-NN, %")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    for axes, (title, target, online, baselines) in zip(grid[0], panels, strict=True):
+        for key, mark, label in ((target, "o", "target"), (online, "x", "online")):
+            points = [(i, run[key]) for i, runs in enumerate(results.values()) for run in runs if key in run]
+            if points:
+                axes.plot(*zip(*points, strict=True), mark, color="C0" if mark == "o" else "C1", label=label)
+        for key, line, label in zip(baselines, ("--", ":"), ("raw pixels", "untrained"), strict=True):
+            axes.axhline(first[key], color="grey", linestyle=line, label=label)
+        axes.set_xticks(range(len(results)), list(results))
+        axes.set_title(title)
+    grid[0][0].legend()
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
