@@ -33,7 +33,7 @@ QUICK = (
     "checkpoint.save_frequency=0",
     "device=cpu",
 )
-FLAT = ("loss.type=smoothl1", "loss.hierarchy_weights=[1,0.5]", "data.num_views=1")
+FLAT = ("loss.type=smoothl1", "loss.predict_every=1", "loss.hierarchy_weights=[1,0.5]", "data.num_views=1")
 ALONE = ("model.use_target_encoder=false", "loss.hierarchy_weights=[0,0]", "masking.num_masks=0")
 MUON = ("training.optimizer=muon", "training.lr=5e-3")
 NO_SPREAD = ("loss.type=combined", "loss.vicreg.variance_weight=0", "loss.vicreg.covariance_weight=0")
