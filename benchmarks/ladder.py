@@ -178,17 +178,8 @@ def table(results: dict[str, list[dict[str, float]]], titles: dict[str, str]) ->
     return "\n".join(lines)
 
 
-# Title, figure, the same of the online encoder, what stands beside it; a panel is drawn where every run has the figure.
-PANELS = (
-    ("k-NN, %", "eval/knn", "eval/knn_online", ("eval/knn_pixels", "eval/knn_random")),
-    ("linear probe, %", "eval/linear", "eval/linear_online", ("eval/linear_pixels", "eval/linear_random")),
-    (
-        "class of a patch, %",
-        "eval/patch_what",
-        "eval/patch_what_online",
-        ("eval/patch_what_pixels", "eval/patch_what_random"),
-    ),
-)
+# Titles of figures; a panel is drawn where every run has its figure.
+PANELS = {"eval/knn": "k-NN, %", "eval/linear": "linear probe, %", "eval/patch_what": "class of a patch, %"}
 
 
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
@@ -198,20 +189,20 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = [panel for panel in PANELS if all(panel[1] in run for runs in results.values() for run in runs)]
+    panels = [key for key in PANELS if all(key in run for runs in results.values() for run in runs)]
     figure, grid = plt.subplots(
         1, len(panels), figsize=((0.5 * len(results) + 1.8) * len(panels), 3.6), squeeze=False, layout="constrained"
     )
     first = next(iter(results.values()))[0]
-    for axes, (title, target, online, baselines) in zip(grid[0], panels, strict=True):
-        for key, mark, label in ((target, "o", "target"), (online, "x", "online")):
-            points = [(i, run[key]) for i, runs in enumerate(results.values()) for run in runs if key in run]
+    for axes, key in zip(grid[0], panels, strict=True):
+        for name, mark, colour, label in ((key, "o", "C0", "target"), (f"{key}_online", "x", "C1", "online")):
+            points = [(i, run[name]) for i, runs in enumerate(results.values()) for run in runs if name in run]
             if points:
-                axes.plot(*zip(*points, strict=True), mark, color="C0" if mark == "o" else "C1", label=label)
-        for key, line, label in zip(baselines, ("--", ":"), ("raw pixels", "untrained"), strict=True):
-            axes.axhline(first[key], color="grey", linestyle=line, label=label)
+                axes.plot(*zip(*points, strict=True), mark, color=colour, label=label)
+        axes.axhline(first[f"{key}_pixels"], color="grey", linestyle="--", label="raw pixels")
+        axes.axhline(first[f"{key}_random"], color="grey", linestyle=":", label="untrained")
         axes.set_xticks(range(len(results)), list(results))
-        axes.set_title(title)
+        axes.set_title(PANELS[key])
     grid[0][0].legend()
     figure.savefig(path, dpi=100)
 
