@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 STARTED = time.monotonic()
 
+# What a folder of images alone is trained by.
+NIGHT = Path(__file__).parent / "recipes" / "folder.yaml"
+
 app = typer.Typer(
     name="hjepa",
     help="Self-supervised image pretraining with a Hierarchical Joint-Embedding Predictive Architecture.",
@@ -61,8 +64,9 @@ def train(
 
         typer.echo(settings_table(words))
         return
-    typer.echo("Loading config...")
-    resolved = _load(words, config, hours)
+    file = _file(words, config)
+    typer.echo("Loading config..." + (" none given: configs/folder.yaml, for a night" if file == NIGHT else ""))
+    resolved = _load(words, file, hours)
     from hjepa.train import train as run
 
     run(resolved, resume=resume, accept=accept or [])
@@ -79,7 +83,8 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the same for programs.")] = False,
 ) -> None:
     """Look at everything a run needs and say what it will cost, before it is started."""
-    resolved = _load(settings, config, hours)
+    words = list(settings or [])
+    resolved = _load(words, _file(words, config), hours)
     from hjepa.preflight import check as look
 
     report = look(resolved, started=STARTED, all_images=all_images)
@@ -274,17 +279,23 @@ def _write(path: Path, text: str) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def _load(settings: list[str] | None, config: Path | None, hours: float | None) -> Config:
-    """The config that the words of a command line name."""
+def _file(words: list[str], config: Path | None) -> Path | None:
+    """The config file of a command line, taken out of its words; a folder of images needs none."""
+    if config is None and words and "=" not in words[0]:
+        config = Path(words.pop(0))
+    if config is None and any(word.startswith("data=") for word in words):
+        config = NIGHT
+    return config
+
+
+def _load(words: list[str], file: Path | None, hours: float | None) -> Config:
+    """What a config file and overrides come to."""
     from hjepa.config import load_config
     from hjepa.config.checks import process_checks
 
-    words = list(settings or [])
-    if config is None and words and "=" not in words[0]:
-        config = Path(words.pop(0))
     if hours is not None:
-        words.append(f"training.max_time={hours:g}h")
-    resolved = load_config(config, words)
+        words = [*words, f"training.max_time={hours:g}h"]
+    resolved = load_config(file, words)
     # As torchrun sets it; the rest of the house asks again, after torch is there.
     wrong = process_checks(resolved.data, resolved.training, int(os.environ.get("WORLD_SIZE", "1")))
     if wrong:

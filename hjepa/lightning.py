@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,5 +25,8 @@ def _hidden(name: str) -> Iterator[None]:
 # of every start. It is for a spike detector that we do not use.
 with _hidden("torchmetrics"):
     from lightning_fabric import Fabric
+
+# Standard error is for what goes wrong; device and precision stand in the console's own lines.
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 __all__ = ["Fabric"]

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from hjepa import checkpoint
+from hjepa import checkpoint, load_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,6 +81,26 @@ def test_missing_images_are_one_line_with_code_3(tmp_path: Path, small: tuple[st
     done = hjepa("train", "data=photos", cwd=tmp_path)
     assert done.returncode == 3
     assert len(errors(done)) == 1
+
+
+def test_a_folder_of_images_alone_is_trained_by_the_shipped_recipe(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for i in range(8):
+        Image.effect_noise((80, 60), 60).convert("RGB").save(tmp_path / "photos" / f"{i}.jpg")
+    small = (
+        "data.image_size=96",
+        "data.global_batch_size=4",
+        "data.num_workers=0",
+        "training.max_steps=2",
+        "device=cpu",
+    )
+    done = hjepa("train", "data=./photos", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "Loading config... none given: configs/folder.yaml, for a night"
+    left, recipe = load_config(tmp_path / "runs/folder/config.yaml"), load_config(ROOT / "configs/folder.yaml")
+    assert (left.loss, left.masking, left.checkpoint) == (recipe.loss, recipe.masking, recipe.checkpoint)
+    assert left.training.optimizer == recipe.training.optimizer
+    assert left.training.max_time == recipe.training.max_time
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become a user who may not write")
