@@ -4,8 +4,8 @@ Every arm is the same recipe with one thing more than the arm above it, or a con
 time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as fit,
 schedules included. So what else the machine does later changes nothing, as long as it is quiet while steps are timed.
 Evaluation comes on top. A run that is there already is not repeated, and one that was cut off is resumed. The table is
-printed and written beside the runs as Markdown, with a plot. With `--jobs 2`, two runs share the machine's processors,
-half each.
+printed and written beside the runs as Markdown, with a plot. With `--curve 2`, runs are probed every second epoch, too,
+and k-NN is drawn over the minutes. With `--jobs 2`, two runs share the machine's processors, half each.
 
 Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
 tenth of each class is held out).
@@ -37,7 +37,7 @@ from hjepa.measure import time_steps
 from hjepa.model.hjepa import Output
 from hjepa.objective import Losses, Objective
 from hjepa.run import Run, build, open_fabric
-from hjepa.runfolder import RunFolder
+from hjepa.runfolder import METRICS, RunFolder, read_metrics
 from hjepa.train import fit, plan
 
 ROUNDS, ROUND_SECONDS = 4, 4.0
@@ -207,6 +207,25 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], first: dict[str, float], path: Path) -> None:
+    """k-NN of every run over the minutes of its training; one colour an arm."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for colour, (arm, runs) in enumerate(curves.items()):
+        for i, points in enumerate(runs):
+            axes.plot(*zip(*points, strict=True), ".-", color=f"C{colour}", label=None if i else arm)
+    axes.axhline(first["eval/knn_pixels"], color="grey", linestyle="--", label="raw pixels")
+    axes.axhline(first["eval/knn_random"], color="grey", linestyle=":", label="untrained")
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel(PANELS["eval/knn"])
+    axes.legend()
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/cifar10.yaml", help="the recipe")
@@ -216,6 +235,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--set", nargs="*", default=[], help="key=value for all arms")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
+    parser.add_argument("--curve", type=int, metavar="EPOCHS", help="probe so often, not only at the end")
     parser.add_argument("--time", action="store_true", help="only time the steps of the arms")
     parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -224,7 +244,7 @@ def main() -> None:
         base = load_config(args.config, args.set)
         words = [*args.set, *arms(base.model.shape.depth)[arm].overrides, f"experiment.seed={seed}"]
         words += [f"experiment.output_dir={args.out / f'{arm}-{seed}'}", "training.epochs=null"]
-        words += ["evaluation.eval_frequency=100000", "training.max_time=1000h"]
+        words += [f"evaluation.eval_frequency={args.curve or 100000}", "training.max_time=1000h"]
         return load_config(args.config, words)
 
     timings = args.out / "seconds.json"
@@ -266,6 +286,15 @@ def main() -> None:
             (args.out / "ladder.md").write_text(text + "\n")
     print(text)
     plot(results, args.out / "ladder.png")
+
+    def curve(arm: str, seed: int) -> list[tuple[float, float]]:
+        _, probed, _ = read_metrics(run_path(config_of(arm, seed)) / METRICS)
+        return [(step * known[arm] / 60, values["knn"]) for step, values in probed.items() if values["knn"] is not None]
+
+    curves = {arm: [points for seed in args.seeds if len(points := curve(arm, seed)) > 1] for arm in args.arms}
+    curves = {arm: runs for arm, runs in curves.items() if runs}
+    if curves:
+        plot_curves(curves, next(iter(results.values()))[0], args.out / "curve.png")
 
 
 if __name__ == "__main__":

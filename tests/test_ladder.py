@@ -13,7 +13,7 @@ ARMS = ("A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A5", "A5c", "A5h")
 RECIPE = """\
 model: {encoder_type: vit, patch_size: 8, embed_dim: 32, depth: 3, num_heads: 2, num_hierarchies: 2,
         predictor: {depth: 1, embed_dim: 16}, projector: {depth: 1, hidden_dim: 16, output_dim: 8}}
-data: {datasets: [{name: shapes, length: 64}], image_size: 64, batch_size: 16, num_views: 2}
+data: {datasets: [{name: shapes, length: 32}], image_size: 64, batch_size: 16, num_views: 2}
 masking: {num_masks: 1, context_scale: [0.62, 0.62]}
 loss: {type: sigreg, hierarchy_weights: [1, 0.5], predict_every: 2}
 evaluation: {max_train: 64, max_test: 32}
@@ -30,7 +30,7 @@ def test_every_arm_trains_once_and_stands_in_table_and_plot(tmp_path: Path) -> N
     out.mkdir()
     # As timed: three steps for each arm, two for the one that is slow.
     (out / "seconds.json").write_text(json.dumps(dict.fromkeys(ARMS, 0.2) | {"A5c": 0.3}))
-    words = ["--config", str(tmp_path / "recipe.yaml"), "--minutes", "0.01", "--seeds", "1", "--jobs", "2"]
+    words = ["--config", str(tmp_path / "recipe.yaml"), "--minutes", "0.01", "--seeds", "1", "--jobs", "2", "--curve", "1"]
 
     def climb() -> str:
         script = ROOT / "benchmarks" / "ladder.py"
@@ -44,7 +44,10 @@ def test_every_arm_trains_once_and_stands_in_table_and_plot(tmp_path: Path) -> N
     assert [results[arm]["steps"] for arm in ARMS] == [2 if arm == "A5c" else 3 for arm in ARMS]
     assert re.findall(r"^\| (A\w+) ", table, re.MULTILINE) == list(ARMS)
     assert (out / "ladder.md").read_text() == table
-    assert (out / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("ladder.png", "curve.png"))
+    # Two steps an epoch: all but the slow arm are probed once before their end.
+    probed = {arm: (out / f"{arm}-1" / "metrics.jsonl").read_text().count('"eval/knn":') for arm in ARMS}
+    assert probed == dict.fromkeys(ARMS, 2) | {"A5c": 1}
 
     # A control differs from its arm in what it controls for, and in nothing else that costs.
     losses = {arm: (out / f"{arm}-1" / "metrics.jsonl").read_text() for arm in ARMS}
