@@ -313,8 +313,11 @@ def _flush(path: Path) -> None:
         if sys.platform == "darwin":
             import fcntl
 
-            # On macOS fsync stops at the drive's own cache.
-            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            # On macOS fsync stops at the drive's own cache. Shares of other systems know no other.
+            try:
+                fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            except OSError:
+                os.fsync(descriptor)
         else:
             os.fsync(descriptor)
     finally:

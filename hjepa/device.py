@@ -75,7 +75,7 @@ def precision(kind: DeviceKind, use_amp: Switch) -> str:
     """
     if not autocasts(kind.name, use_amp):
         return "32-true"
-    if kind.name == "cuda" and not torch.cuda.is_bf16_supported():
+    if kind.name == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("training.use_amp: this GPU has no bfloat16; set training.use_amp=auto")
     return "bf16-mixed"
 
@@ -120,6 +120,8 @@ def forget_peak(device: torch.device) -> None:
     """Let `peak_memory` start anew, where the device or the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "mps":
+        torch.mps.empty_cache()  # what the driver gave, the allocator keeps: that is the peak
     elif device.type == "cpu":
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")

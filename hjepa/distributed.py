@@ -51,6 +51,14 @@ def gather_batch(x: Tensor, dim: int) -> Tensor:
     return torch.cat(tuple(all_gather(x.contiguous())), dim=dim)
 
 
+def any_of(flags: Tensor) -> Tensor:
+    """Which of these flags `[n]` are set on any process; nobody waits on the host, as Fabric's sum would."""
+    total = flags.float()
+    if not _is_one():
+        dist.all_reduce(total)
+    return total > 0
+
+
 def gather_objects(items: list[T]) -> list[T]:
     """Join the processes' lists, in the order of the processes; every process calls it and gets the whole."""
     if _is_one():

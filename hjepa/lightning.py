@@ -25,8 +25,9 @@ def _hidden(name: str) -> Iterator[None]:
 # of every start. It is for a spike detector that we do not use.
 with _hidden("torchmetrics"):
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
 # Standard error is for what goes wrong; device and precision stand in the console's own lines.
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
-__all__ = ["Fabric"]
+__all__ = ["DDPStrategy", "Fabric"]

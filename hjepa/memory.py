@@ -25,7 +25,7 @@ from hjepa.model.hjepa import HJEPA
 from hjepa.objective import Objective
 
 # Below this, what a batch takes cannot be told from what the process takes anyway.
-TELLING_BYTES = 200_000_000
+TELLING_BYTES = {"cuda": 200_000_000, "mps": 3_000_000_000, "cpu": 200_000_000}  # MPS takes it by the gibibyte
 # Left alone: other programs, the allocator's gaps, and the steps whose blocks are larger than those tried.
 SHARE = {"cuda": 0.92, "mps": 0.8, "cpu": 0.7}
 DEFAULT_GLOBAL_BATCH = 256
@@ -102,7 +102,10 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
         forget_peak(device)
         try:
             with alone(), autocast():
-                losses = objective(model(*synthetic_batch(config, size, device)), 0)
+                output = model(
+                    *synthetic_batch(config, size, device)
+                )  # held while gradients are computed, as in a step
+                losses = objective(output, 0)
             with alone():
                 losses.total.backward()
         except (RuntimeError, MemoryError) as error:
@@ -116,7 +119,11 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
     model.train()
     size, last, here = 2, 0.0, peak(2)
     # At least twice: the first holds the gradients as well, which no further image adds to. But only what will fit.
-    while size < most and here + min(here, 2 * (here - last)) < budget and (size == 2 or here - last < TELLING_BYTES):
+    while (
+        size < most
+        and here + min(here, 2 * (here - last)) < budget
+        and (size == 2 or here - last < TELLING_BYTES[device.type])
+    ):
         size, last, here = size * 2, here, peak(size * 2)
     slope = (here - last) / (size / 2) if size > 2 else here / size
     if here == float("inf"):
@@ -125,7 +132,7 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
         fits = min(most, int(size + (budget - here) / slope))
     else:
         fits = most if budget > here else 0
-    while device.type == "cuda" and fits > size and peak(fits) == float("inf"):
+    while device.type != "cpu" and fits > size and peak(fits) > budget:
         fits = int(fits * 0.9)
     model.train(training)
     return max(fits, 0)

@@ -68,14 +68,14 @@ def rankme(features: Tensor) -> Tensor:
         0-d float32 between 0 (constant) and min(n - 1, D); nan where a feature is not finite.
     """
     # float64 on the CPU: the small singular values are the message, and MPS has neither svd nor float64.
-    x = features.detach().double().cpu()
-    if not torch.isfinite(x).all():
+    raw = features.detach().cpu().double()
+    if not torch.isfinite(raw).all():
         return torch.tensor(float("nan"))
-    x = x - x.mean(dim=0)
+    x = raw - raw.mean(dim=0)
     values = torch.linalg.svdvals(x)
     # What rounding leaves of a constant batch is not rank.
     total = values.sum()
-    if total <= 1e-6 * features.detach().double().norm().cpu().clamp_min(1e-12):
+    if total <= 1e-6 * raw.norm().clamp_min(1e-12):
         return torch.zeros(())
     p = values / total
     return torch.exp(-(p * p.clamp_min(1e-12).log()).sum()).float()

@@ -125,7 +125,10 @@ def gaussianity(views: Tensor, config: SIGReg, seed: int) -> Tensor:
     _, batch, dim = views.shape
     # Drawn on the CPU, so that every device and process has the same directions.
     directions = torch.randn(dim, config.num_slices, generator=torch.Generator().manual_seed(seed))
-    directions = F.normalize(directions, dim=0).to(views.device, non_blocking=True)
+    directions = F.normalize(directions, dim=0)
+    if views.is_cuda:
+        directions = directions.pin_memory()  # the copy of what is not pinned waits for the device
+    directions = directions.to(views.device, non_blocking=views.is_cuda)
     t = torch.linspace(0, config.t_max, config.num_knots, device=views.device)
     window = torch.exp(-t.square() / 2)
     trapezoid = torch.full_like(t, 2 * config.t_max / (config.num_knots - 1))

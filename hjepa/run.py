@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,11 @@ from hjepa.data.source import links_left_out
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
 from hjepa.device import DeviceKind, choose, keep_freed_memory, precision, process_layout
+from hjepa.distributed import gather_objects
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
 from hjepa.evaluation.evaluator import Evaluator
-from hjepa.lightning import Fabric
+from hjepa.lightning import DDPStrategy, Fabric
 from hjepa.masks import BlockMasks
 from hjepa.memory import settle_batch_size
 from hjepa.model.hjepa import HJEPA
@@ -38,6 +40,9 @@ from hjepa.runfolder import RunFolder
 from hjepa.selfcheck import verify_gradient
 from hjepa.signals import StopSignals
 from hjepa.writer import Writer
+
+# A process waits so long for another one: the first one probes alone. One that ended is noticed at once.
+PATIENCE = timedelta(hours=6)
 
 
 @dataclass
@@ -134,6 +139,26 @@ class Run:
                 group.update(values)
 
 
+def device_checks(config: Config, kind: str, local: int) -> str:
+    """What this device cannot do of what was asked for, in words; nothing where it can do all.
+
+    Args:
+        config: the whole of a run.
+        kind: the device's.
+        local: processes on this machine.
+    """
+    if kind == "mps" and local > 1:
+        return "device: mps takes one process; start without torchrun, or set device=cpu"
+    if kind == "cuda" and local > torch.cuda.device_count():
+        return f"device: {local} processes and {torch.cuda.device_count()} GPU(s); lower --nproc-per-node"
+    if kind == "mps" and config.training.use_gradient_checkpointing and config.model.drop_path_rate:
+        return (
+            "training.use_gradient_checkpointing: on mps torch drops other paths when it computes a block again; set "
+            "it to false, or model.drop_path_rate=0"
+        )
+    return ""
+
+
 def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
     """The device and the processes of a run.
 
@@ -144,14 +169,14 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
     if kind.name == "cpu":
         keep_freed_memory()
     local, nodes = process_layout()
-    wrong = process_checks(config.data, config.training, local * nodes)
+    wrong = process_checks(config.data, config.training, local * nodes) or device_checks(config, kind.name, local)
     if wrong:
         raise ConfigError(wrong)
     fabric = Fabric(
         accelerator=kind.accelerator,
         devices=local,
         num_nodes=nodes,
-        strategy="ddp" if local * nodes > 1 else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True) if local * nodes > 1 else "auto",
         precision=precision(kind, config.training.use_amp),
     )
     fabric.launch()
@@ -191,6 +216,11 @@ def build(
         saved, warnings = checkpoint.load_newest(checkpoints)
         for warning in warnings:
             console.warn(warning)
+        if len(set(gather_objects([0 if saved is None else saved.step]))) > 1:
+            raise ConfigError(
+                f"experiment.output_dir: not all processes find the same checkpoint in {checkpoints}; several machines "
+                "need a folder that they share"
+            )
     for line in idle_settings(config):
         console.warn(line)
 

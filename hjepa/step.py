@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hjepa.data.loader import Batch
 from hjepa.device import is_out_of_memory, peak_memory
+from hjepa.distributed import any_of
 from hjepa.errors import MemoryFullError
 from hjepa.memory import settings_that_fit
 from hjepa.model.hjepa import Output
@@ -107,8 +108,7 @@ def guard(run: Run, loss: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """
     bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(norm))
     asked = torch.full_like(bad, bool(run.stop.received))
-    if run.fabric.world_size > 1:
-        bad, asked = run.fabric.all_reduce(torch.stack((bad, asked)).float(), reduce_op="sum") > 0
+    bad, asked = any_of(torch.stack((bad, asked)))
     for optimizer in run.optimizers:
         skip_step_if(optimizer.optimizer, bad)
     run.progress.bad_steps += bad

@@ -245,6 +245,7 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             epoch_start = time.monotonic()
         if last:
             break
+        del taken  # what it holds of the model's output is not kept through the next step
     bar.close()
     run.verdict = diagnosis.verdict
 

@@ -1,9 +1,10 @@
 """Train, and leave what this process has in rank<r>.pt.
 
 `poison=<step>` makes the last process's images infinite; `fits=<n>` lets no more than n images fit on its device;
-`resume=1` continues what is there.
+`resume=1` continues what is there; `elsewhere=1` gives the last process a folder of its own.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -21,9 +22,12 @@ out, *settings = sys.argv[1:]
 ours = {
     name: int(value)
     for name, _, value in (text.partition("=") for text in settings)
-    if name in ("poison", "fits", "resume")
+    if name in ("poison", "fits", "resume", "elsewhere")
 }
-config = load_config(None, [text for text in settings if text.partition("=")[0] not in ours])
+settings = [text for text in settings if text.partition("=")[0] not in ours]
+if "elsewhere" in ours and os.environ["RANK"] == "1":
+    settings.append(f"experiment.output_dir={out}/elsewhere")
+config = load_config(None, settings)
 positions: list[int] = []
 render = Batch.render
 

@@ -1,12 +1,15 @@
-"""Which arithmetic a device is given."""
+"""Which arithmetic a device is given, and what it cannot do."""
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from hjepa.config import load_config
 from hjepa.device import KINDS, autocasts, precision
 from hjepa.errors import ConfigError
+from hjepa.run import device_checks
 
 
 def says(answer: object) -> Callable[..., object]:
@@ -44,3 +47,25 @@ def test_a_gpu_without_bfloat16_is_refused_only_when_told_to_use_it(monkeypatch:
     assert precision(KINDS["cuda"], "auto") == "32-true"
     with pytest.raises(ConfigError, match=r"this GPU has no bfloat16; set training\.use_amp=auto"):
         precision(KINDS["cuda"], True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "local", "words", "refused"),
+    [
+        ("mps", 2, (), "device: mps takes one process"),
+        ("cuda", 10_000, (), r"device: 10000 processes and \d+ GPU\(s\); lower --nproc-per-node"),
+        (
+            "mps",
+            1,
+            ("training.use_gradient_checkpointing=true", "model.drop_path_rate=0.1"),
+            "on mps .* drops other paths",
+        ),
+        ("mps", 1, ("training.use_gradient_checkpointing=true",), None),
+        ("cpu", 2, ("training.use_gradient_checkpointing=true", "model.drop_path_rate=0.1"), None),
+    ],
+)
+def test_what_a_kind_of_device_cannot_do_is_refused_by_name(
+    kind: str, local: int, words: tuple[str, ...], refused: str | None
+) -> None:
+    said = device_checks(load_config(None, words), kind, local)
+    assert re.search(refused, said) if refused else said == ""

@@ -15,16 +15,20 @@ from hjepa import checkpoint
 WORKER = Path(__file__).parent / "distributed_worker.py"
 
 
-def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, object]]:
+def start(processes: int, out: Path, settings: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     out.mkdir(exist_ok=True)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, *launch, str(WORKER), str(out), *settings, f"experiment.output_dir={out / 'run'}"],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
     )
+
+
+def run(processes: int, out: Path, settings: tuple[str, ...]) -> list[dict[str, object]]:
+    done = start(processes, out, settings)
     assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
@@ -98,6 +102,17 @@ def test_the_process_with_the_least_memory_decides_for_all(tmp_path: Path, small
     assert sorted([*first["positions"], *second["positions"]]) == list(range(32))  # type: ignore[misc]
     for name, weight in first["weights"].items():  # type: ignore[attr-defined]
         assert torch.equal(weight, second["weights"][name]), name  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_machines_without_a_common_folder_do_not_go_on_from_different_steps(
+    tmp_path: Path, small: tuple[str, ...]
+) -> None:
+    settings = (*small, "evaluation.eval_frequency=0", "training.max_steps=2", "resume=1")
+    run(2, tmp_path / "two", settings)
+    done = start(2, tmp_path / "two", (*settings, "training.max_steps=4", "elsewhere=1"))
+    assert done.returncode != 0
+    assert "experiment.output_dir: not all processes find the same checkpoint" in done.stderr
 
 
 @pytest.mark.slow

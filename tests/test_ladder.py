@@ -30,7 +30,18 @@ def test_every_arm_trains_once_and_stands_in_table_and_plot(tmp_path: Path) -> N
     out.mkdir()
     # As timed: three steps for each arm, two for the one that is slow.
     (out / "seconds.json").write_text(json.dumps(dict.fromkeys(ARMS, 0.2) | {"A5c": 0.3}))
-    words = ["--config", str(tmp_path / "recipe.yaml"), "--minutes", "0.01", "--seeds", "1", "--jobs", "2", "--curve", "1"]
+    words = [
+        "--config",
+        str(tmp_path / "recipe.yaml"),
+        "--minutes",
+        "0.01",
+        "--seeds",
+        "1",
+        "--jobs",
+        "2",
+        "--curve",
+        "1",
+    ]
 
     def climb() -> str:
         script = ROOT / "benchmarks" / "ladder.py"

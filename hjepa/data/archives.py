@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, download_url, extract_archive
 
@@ -30,28 +31,26 @@ _STALE = 24 * 3600.0  # seconds after which a half-finished download belongs to 
 
 
 class ArraySource(Source):
-    """Images that lie in memory.
-
-    Attributes:
-        array: `[N, 3, height, width]` uint8 RGB.
-    """
+    """Images that lie in memory."""
 
     def __init__(self, name: str, array: UInt8, labels: Int64 | None = None, num_classes: int = 0) -> None:
+        """Keep `array`, `[N, 3, height, width]` uint8 RGB, as it lies."""
         assert array.dtype == np.uint8
         assert array.ndim == 4
         assert array.shape[1] == 3
         self.name = name
-        self.array = array
+        # As a tensor: where loader processes are not forked, torch hands it over in shared memory, numpy byte by byte.
+        self._images = torch.from_numpy(array)
         self.size = (array.shape[2], array.shape[3])
         self.labels = labels
         self.num_classes = num_classes
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self._images)
 
     def images(self, indices: Int64) -> UInt8:
         """`[n]` indices -> `[n, 3, height, width]` uint8 RGB."""
-        return np.ascontiguousarray(self.array[indices])
+        return np.ascontiguousarray(self._images.numpy()[indices])
 
 
 def cifar(name: str, root: str | Path, split: str, download: bool) -> ArraySource:

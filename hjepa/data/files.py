@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import get_worker_info
 
 from hjepa.data.bad_files import BadFiles, listed
 from hjepa.data.decode import ImageError, decode, true_size
 from hjepa.data.index import Paths, open_index
 from hjepa.data.source import Float32, Int64, Read, Source, UInt8
 from hjepa.data.walk import LOOKED_FOR, class_names, has_two, inside
+from hjepa.device import process_layout
 from hjepa.errors import DataError
 from hjepa.rng import permute
 
@@ -23,6 +26,18 @@ MAX_THREADS = 8
 
 _HOLD_OUT_SEED = 0
 _SUBSTITUTE_SEED = 0
+
+
+def _threads() -> int:
+    """As many as torch takes; torchrun leaves it one, so a process of several takes its share of the machine.
+
+    A loader worker takes one, as there are several of it.
+    """
+    local, _ = process_layout()
+    if local == 1 or get_worker_info() is not None:
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // local)
 
 
 class FileSource(Source):
@@ -94,9 +109,9 @@ class FileSource(Source):
                 return error
             return None
 
-        # Pillow decodes without the interpreter's lock. A loader worker has one torch thread, as there are
-        # several of it. Threads do not survive a fork, so the pool lives no longer than the call.
-        threads = min(len(rows), torch.get_num_threads(), MAX_THREADS)
+        # Pillow decodes without the interpreter's lock. Threads do not survive a fork, so the pool lives no longer than
+        # the call.
+        threads = min(len(rows), _threads(), MAX_THREADS)
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
                 errors = list(pool.map(fill, rows))

@@ -47,12 +47,13 @@ class Batch(NamedTuple):
     bad: tuple[Bad, ...]
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, copied without waiting where its memory is pinned."""
+        """The same batch on a device, copied without waiting where its memory is pinned, which is for CUDA only."""
+        late = device.type == "cuda"
         return Batch(
-            tuple(images.to(device, non_blocking=True) for images in self.images),
-            tuple(view.to(device, non_blocking=True) for view in self.views),
-            tuple(crop.to(device, non_blocking=True) for crop in self.crops),
-            self.masks.to(device, non_blocking=True),
+            tuple(images.to(device, non_blocking=late) for images in self.images),
+            tuple(view.to(device, non_blocking=late) for view in self.views),
+            tuple(crop.to(device, non_blocking=late) for crop in self.crops),
+            self.masks.to(device, non_blocking=late),
             self.positions,
             self.bad,
         )

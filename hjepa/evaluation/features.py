@@ -29,6 +29,8 @@ def pixel_features(images: Tensor) -> Tensor:
         `[n, 3 * min(S, 32)^2]` float32.
     """
     side = min(images.shape[-1], PIXEL_SIDE)
+    if images.device.type == "mps" and images.shape[-1] % side:
+        images = images.cpu()  # MPS averages over areas of equal size only
     return F.adaptive_avg_pool2d(images, side).flatten(1)
 
 

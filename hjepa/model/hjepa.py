@@ -93,26 +93,26 @@ class HJEPA(nn.Module):
             return Output([], [], embeddings, taps, context.tokens.detach(), num_views)
 
         seen = self.context_encoder(flat, keep=masks.context).tokens
-        asked = slice(None) if self.every == 1 else self._asked(images)
-        whole = self._targets(flat[asked])
-        masks = Masks(masks.context[asked], masks.targets[asked])
+
+        def asked(rows: Tensor) -> Tensor:
+            if self.every == 1:
+                return rows
+            by_view: Tensor = rows.unflatten(0, (num_views, -1))
+            return by_view[:, :: self.every].flatten(0, 1)
+
+        whole = self._targets(asked(flat))
+        masks = Masks(asked(masks.context), asked(masks.targets))
         taps = torch.stack(whole.taps, dim=2)  # [V B', N, T, D]
         hidden = take(taps.flatten(2), masks.targets.flatten(1))
         maps = hidden.unflatten(1, masks.targets.shape[1:]).unflatten(-1, taps.shape[2:])
         return Output(
-            self.predictor(seen[asked], masks),
+            self.predictor(asked(seen), masks),
             level_targets(maps, self.num_levels),
             self._embeddings(seen, whole.tokens, crops, num_views),
             taps,
             whole.tokens,
             2 if num_views == 1 and crops is None else num_views,
         )
-
-    def _asked(self, images: Tensor) -> Tensor:
-        """Rows of `[V B]` whose hidden part is predicted: every n-th image, in all of its views."""
-        num_views, batch = images.shape[:2]
-        rows = torch.arange(0, batch, self.every, device=images.device)
-        return (rows + batch * torch.arange(num_views, device=images.device)[:, None]).flatten()
 
     def _targets(self, images: Tensor) -> Encoded:
         """What is to be predicted: the whole view as the target encoder sees it, or the context encoder itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,23 @@ class HJEPAEmbedder:
                 raise ValueError(f"HJEPAEmbedder has no parameter {name!r}; it has {', '.join(_PARAMETERS)}")
             setattr(self, name, value)
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As it is, the encoder on the CPU: whoever reads it may have no such device."""
+        state = vars(self).copy()
+        if self.__sklearn_is_fitted__():
+            state["encoder_"] = deepcopy(self.encoder_).cpu()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The encoder goes to the device that was asked for.
+
+        Raises:
+            ConfigError: when it was asked for by name and is not there.
+        """
+        vars(self).update(state)
+        if self.__sklearn_is_fitted__():
+            self.encoder_.to(choose(self.device).name)
 
     def _batches(self, images: Any) -> Iterator[Any]:
         if isinstance(images, np.ndarray):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import ClassVar
 from urllib.error import URLError
@@ -24,6 +25,15 @@ from hjepa.data import archives
 from hjepa.data.sources import open_probe, open_source, open_training
 
 # CIFAR and STL-10
+
+
+def test_a_loader_process_that_is_not_forked_gets_no_copy_of_the_images() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (50, 3, 64, 64), np.uint8).transpose(0, 1, 3, 2)
+    source = archives.ArraySource("stl10", array)
+    sent = bytes(ForkingPickler.dumps(source))
+    assert len(sent) < 5_000
+    assert (pickle.loads(sent).images(np.arange(50)) == array).all()
+    assert (source.images(np.array([3])) == array[3]).all()
 
 
 @pytest.mark.parametrize(("name", "classes", "batches"), [("cifar10", 10, 5), ("cifar100", 100, 1)])

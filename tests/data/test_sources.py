@@ -1,3 +1,5 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from layouts import config, everything, refused
 from PIL import Image
 
 from hjepa.config.data import Data, Dataset
+from hjepa.data import files
 from hjepa.data.archives import ArraySource
 from hjepa.data.files import ClassFolderSource, FolderSource
 from hjepa.data.sources import CachedSource, cache, decode_side, open_probe, open_source, open_training
@@ -220,3 +223,29 @@ def test_cache_takes_the_smallest_first(tmp_path: Path) -> None:
     assert [len(source) for source in out] == [30, 1, 10, 5]
     assert calls == [(5, 15), (15, 15)]
     assert cache([small], 0.0) == [small]
+
+
+@pytest.mark.parametrize(("processes", "threads"), [("1", 3), ("2", 4), ("16", 1)])
+def test_a_process_of_several_decodes_on_its_share_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, threads: int
+) -> None:
+    # torchrun leaves each process one thread of torch's own.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3 if processes == "1" else 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    paths = []
+    for i in range(12):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.effect_noise((20, 20), 60).convert("RGB").save(paths[-1])
+    used: list[int] = []
+
+    class Counted(ThreadPoolExecutor):
+        def __init__(self, max_workers: int) -> None:
+            used.append(max_workers)
+            super().__init__(max_workers)
+
+    monkeypatch.setattr(files, "ThreadPoolExecutor", Counted)
+    images = files.FileSource("photos", paths, 16).images(np.arange(12))
+    assert used == ([threads] if threads > 1 else [])
+    assert images.shape == (12, 3, 16, 16)
