@@ -191,6 +191,9 @@ def show_results(console: Console, results: dict[str, float], path: Path) -> Non
             values = (results.get(f"eval/{probe}{suffix}") for probe in ("knn", "linear"))
             rows.append([label, *("-" if value is None else f"{value:.1f} %" for value in values)])
         console.table(["", "k-NN", "linear"], rows)
+        own, *free = (results[f"eval/knn{suffix}"] for suffix in ("", "_pixels", "_random"))
+        if own < max(free):
+            console.say("Behind what costs nothing: train for longer, or by a recipe of configs/")
     console.say(f"Run: {path}")
 
 

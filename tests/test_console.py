@@ -19,6 +19,9 @@ import pyte
 import pytest
 from conftest import SMALL
 
+from hjepa.console import Console
+from hjepa.evaluate import show_results
+
 WIDTH, HEIGHT = 100, 30
 STEPS = ("data.num_workers=0", "data.batch_size=4", "training.warmup_epochs=0")
 
@@ -204,3 +207,15 @@ def test_warnings_go_to_their_own_file_while_a_terminal_is_drawn_on(tmp_path: Pa
         assert terminal.end() == 0
     assert (tmp_path / "errors").read_text().splitlines() == [line for line in SAID if line.startswith("warning")]
     assert terminal.text.splitlines() == [line for line in SAID if not line.startswith("warning")]
+
+
+@pytest.mark.parametrize(("own", "behind"), [(39.4, True), (28.0, True), (39.5, False), (70.2, False)])
+def test_an_encoder_behind_what_costs_nothing_is_said_to_be(
+    own: float, behind: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {"eval/knn": own, "eval/knn_online": own, "eval/knn_pixels": 39.5, "eval/knn_random": 27.1}
+    with Console() as console:
+        show_results(console, figures, tmp_path)
+    *table, last = capsys.readouterr().out.splitlines()
+    assert last == f"Run: {tmp_path}"
+    assert table[-1].startswith("Behind what costs nothing: train for longer") is behind
