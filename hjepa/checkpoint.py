@@ -313,7 +313,7 @@ def _flush(path: Path) -> None:
         if sys.platform == "darwin":
             import fcntl
 
-            # On macOS fsync stops at the drive's own cache. Shares of other systems know no other.
+            # On macOS fsync stops at the drive's own cache. Network shares may refuse the other.
             try:
                 fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             except OSError:

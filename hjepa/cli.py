@@ -84,7 +84,10 @@ def check(
 ) -> None:
     """Look at everything a run needs and say what it will cost, before it is started."""
     words = list(settings or [])
-    resolved = _load(words, _file(words, config), hours)
+    file = _file(words, config)
+    if file == NIGHT and not as_json:
+        typer.echo("No config file: configs/folder.yaml, for a night")
+    resolved = _load(words, file, hours)
     from hjepa.preflight import check as look
 
     report = look(resolved, started=STARTED, all_images=all_images)

@@ -76,7 +76,7 @@ def precision(kind: DeviceKind, use_amp: Switch) -> str:
     if not autocasts(kind.name, use_amp):
         return "32-true"
     if kind.name == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ConfigError("training.use_amp: this GPU has no bfloat16; set training.use_amp=auto")
+        raise ConfigError("training.use_amp: this GPU has no bfloat16; set training.use_amp=auto, or device=cpu")
     return "bf16-mixed"
 
 

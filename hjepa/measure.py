@@ -175,20 +175,20 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
         synchronize(run.fabric.device)
         start = time.monotonic()
         for step in range(first, first + count):
+            taken = None  # the last one's is not held through this one
             taken = take_step(run, schedules, step, batches)
         synchronize(run.fabric.device)
         return time.monotonic() - start, taken
 
-    # A GPU chooses its ways at the first step of every shape, and the blocks of steps differ in theirs.
-    warm = 1 if run.fabric.device.type == "cpu" else 8
-    timed(0, warm)
-    one, _ = timed(warm, 1)
+    timed(0, 1)
+    one, _ = timed(1, 1)
     # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
-    # first, in a few times the time that is measured.
-    ahead = min(2 * run.config.data.num_workers // run.batches.parts, int(4 * seconds / one))
+    # first, in a few times the time that is measured; on a GPU the first step of each size of blocks is slow, too.
+    sizes = 0 if run.fabric.device.type == "cpu" else 8
+    ahead = min(max(sizes, 2 * run.config.data.num_workers // run.batches.parts), int(4 * seconds / one))
     ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
-    timed(warm + 1, ahead)
-    took, taken = timed(warm + 1 + ahead, count)
+    timed(2, ahead)
+    took, taken = timed(2 + ahead, count)
     assert taken is not None
     start = time.monotonic()
     describe(run, schedules, 0, taken)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hjepa.build import grid_of
 from hjepa.config import Config
+from hjepa.config.model import Model
 from hjepa.device import (
     forget_peak,
     free_memory,
@@ -65,14 +66,21 @@ def settle_batch_size(config: Config, model: HJEPA, fabric: Fabric, saved: dict[
                 f"{fitting}; use a multiple of {fabric.world_size * fitting}"
             )
         if not sizes:
+            less = (
+                "set training.use_gradient_checkpointing=true or " if can_recompute(device.type, config.model) else ""
+            )
             raise ConfigError(
-                f"data.batch_size: {least} image(s) do not fit into this device's memory; set "
-                "training.use_gradient_checkpointing=true or choose a smaller model"
+                f"data.batch_size: {least} image(s) do not fit into this device's memory; {less}choose a smaller model"
             )
         parts = share // sizes[-1]
     data = config.data.model_copy(update={"batch_size": size, "global_batch_size": None})
     training = config.training.model_copy(update={"accumulation_steps": parts})
     return config.model_copy(update={"data": data, "training": training})
+
+
+def can_recompute(kind: str, model: Model) -> bool:
+    """Whether a block of the encoder computed again is the same: on MPS torch drops other paths the second time."""
+    return kind != "mps" or not model.drop_path_rate
 
 
 def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int, autocast: Any) -> int:
@@ -89,22 +97,21 @@ def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int,
         autocast: context of the arithmetic.
     """
     weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    # Beside the weights: gradients, which the trial holds too, and the optimizer's two averages, which it does not.
-    budget = free_memory(device) * SHARE[device.type] - 2 * weights
     objective = Objective(config.loss, config.model.num_hierarchies, model.taps)
     training = model.training
 
     # Once: what a trial gives back may stay with the allocator, and would hide a part of the next one.
     forget_peak(device)
+    # Beside the weights: gradients, which the trial holds too, and the optimizer's two averages, which it does not.
+    budget = free_memory(device) * SHARE[device.type] - 2 * weights
     before = resident_memory() if device.type == "cpu" else peak_memory(device)
 
     def peak(size: int) -> float:
         forget_peak(device)
         try:
             with alone(), autocast():
-                output = model(
-                    *synthetic_batch(config, size, device)
-                )  # held while gradients are computed, as in a step
+                # Held while gradients are computed, as in a step.
+                output = model(*synthetic_batch(config, size, device))
                 losses = objective(output, 0)
             with alone():
                 losses.total.backward()
@@ -168,7 +175,9 @@ def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: b
     parts = f"{batch}training.accumulation_steps={share // smaller}" if smaller else ""
     if smaller and not config.loss.has_image_level:
         return f"{smaller} fit: continue with --resume {parts}"
-    if config.training.use_gradient_checkpointing not in (True, most):
+    if config.training.use_gradient_checkpointing not in (True, most) and can_recompute(
+        fabric.device.type, config.model
+    ):
         return f"recomputing takes less: continue with --resume {recompute}"
     if smaller:
         return (

@@ -29,7 +29,7 @@ from hjepa.evaluate import build_evaluator
 from hjepa.evaluation.evaluator import Evaluator
 from hjepa.lightning import DDPStrategy, Fabric
 from hjepa.masks import BlockMasks
-from hjepa.memory import settle_batch_size
+from hjepa.memory import can_recompute, settle_batch_size
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.whitening import NUM_PATCHES, whiten_patches
 from hjepa.objective import Objective
@@ -41,8 +41,8 @@ from hjepa.selfcheck import verify_gradient
 from hjepa.signals import StopSignals
 from hjepa.writer import Writer
 
-# A process waits so long for another one: the first one probes alone. One that ended is noticed at once.
-PATIENCE = timedelta(hours=6)
+# A process waits so long for another one, as the first probes alone. A machine that vanishes unheard costs as much.
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass
@@ -139,19 +139,20 @@ class Run:
                 group.update(values)
 
 
-def device_checks(config: Config, kind: str, local: int) -> str:
+def device_checks(config: Config, kind: str, local: int, nodes: int) -> str:
     """What this device cannot do of what was asked for, in words; nothing where it can do all.
 
     Args:
         config: the whole of a run.
         kind: the device's.
         local: processes on this machine.
+        nodes: machines.
     """
-    if kind == "mps" and local > 1:
+    if kind == "mps" and local * nodes > 1:
         return "device: mps takes one process; start without torchrun, or set device=cpu"
     if kind == "cuda" and local > torch.cuda.device_count():
         return f"device: {local} processes and {torch.cuda.device_count()} GPU(s); lower --nproc-per-node"
-    if kind == "mps" and config.training.use_gradient_checkpointing and config.model.drop_path_rate:
+    if config.training.use_gradient_checkpointing in (True, "encoder") and not can_recompute(kind, config.model):
         return (
             "training.use_gradient_checkpointing: on mps torch drops other paths when it computes a block again; set "
             "it to false, or model.drop_path_rate=0"
@@ -169,7 +170,9 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
     if kind.name == "cpu":
         keep_freed_memory()
     local, nodes = process_layout()
-    wrong = process_checks(config.data, config.training, local * nodes) or device_checks(config, kind.name, local)
+    wrong = process_checks(config.data, config.training, local * nodes) or device_checks(
+        config, kind.name, local, nodes
+    )
     if wrong:
         raise ConfigError(wrong)
     fabric = Fabric(

@@ -83,6 +83,8 @@ def _take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batc
             output = run.module(batch.render(run.views), batch.masks, batch.render_crops(run.crops))
             losses = run.objective(output, scalar_seed(seed, "directions", step * parts + part))
             fabric.backward(losses.total / parts)
+        if part < parts - 1:
+            del batch, output, losses  # or they are held through the next part
     norm = clip_gradients(run.model, run.config.training.clip_grad)
     skipped, asked = guard(run, losses.total, norm)
     watched = [p for p in run.model.context_encoder.backbone.last_block.parameters() if p.ndim == 2]

@@ -170,6 +170,10 @@ def test_the_embedder_stands_in_a_pipeline(finished: Path, tmp_path: Path, optio
     assert len(embedder.get_feature_names_out()) == rows.shape[1]
     np.testing.assert_allclose(embedder.fit_transform(np.array(paths)), rows, atol=1e-6)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(embedder)).transform(paths), embedder.transform(paths))
+    embedder.device = "cuda" if torch.backends.mps.is_available() else "mps"  # as read on a machine that has no such
+    with pytest.raises(ConfigError, match=r"was asked for and this machine has none"):
+        pickle.loads(pickle.dumps(embedder))
+    embedder.device = "cpu"
     assert embedder.transform([]).shape == (0, rows.shape[1])
     pipeline = make_pipeline(embedder, StandardScaler(), LogisticRegression())
     assert pipeline.fit(paths, [0, 1, 0, 1]).score(paths, [0, 1, 0, 1]) == 1.0

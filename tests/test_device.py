@@ -43,7 +43,7 @@ def test_a_torch_that_cannot_say_stays_in_float32(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_gpu_without_bfloat16_is_refused_only_when_told_to_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", says(False))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert precision(KINDS["cuda"], "auto") == "32-true"
     with pytest.raises(ConfigError, match=r"this GPU has no bfloat16; set training\.use_amp=auto"):
         precision(KINDS["cuda"], True)
@@ -61,11 +61,12 @@ def test_a_gpu_without_bfloat16_is_refused_only_when_told_to_use_it(monkeypatch:
             "on mps .* drops other paths",
         ),
         ("mps", 1, ("training.use_gradient_checkpointing=true",), None),
+        ("mps", 1, ("training.use_gradient_checkpointing=predictor", "model.drop_path_rate=0.1"), None),
         ("cpu", 2, ("training.use_gradient_checkpointing=true", "model.drop_path_rate=0.1"), None),
     ],
 )
 def test_what_a_kind_of_device_cannot_do_is_refused_by_name(
     kind: str, local: int, words: tuple[str, ...], refused: str | None
 ) -> None:
-    said = device_checks(load_config(None, words), kind, local)
+    said = device_checks(load_config(None, words), kind, local, 1)
     assert re.search(refused, said) if refused else said == ""

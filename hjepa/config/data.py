@@ -147,11 +147,12 @@ class Data(Section):
         """See `Section.conflicts`."""
         if self.global_batch_size is not None and self.batch_size != "auto":
             yield Conflict(
-                ("global_batch_size", "batch_size"), "is for batch_size: auto; leave it out, or set batch_size=auto"
+                ("global_batch_size", "batch_size"),
+                "is for data.batch_size=auto; set data.global_batch_size=null, or data.batch_size=auto",
             )
 
     @model_validator(mode="before")
     @classmethod
     def _folder(cls, value: Any) -> Any:
-        # `hjepa train data=./photos` is a whole config.
+        # `data: ./photos` is a whole config.
         return folder_section(value) if isinstance(value, str) else value

@@ -36,8 +36,8 @@ def _threads() -> int:
     local, _ = process_layout()
     if local == 1 or get_worker_info() is not None:
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // local)
+    share = max(1, (os.cpu_count() or 1) // local)
+    return min(share, len(os.sched_getaffinity(0))) if sys.platform == "linux" else share
 
 
 class FileSource(Source):

@@ -48,12 +48,12 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device, copied without waiting where its memory is pinned, which is for CUDA only."""
-        late = device.type == "cuda"
+        non_blocking = device.type == "cuda"
         return Batch(
-            tuple(images.to(device, non_blocking=late) for images in self.images),
-            tuple(view.to(device, non_blocking=late) for view in self.views),
-            tuple(crop.to(device, non_blocking=late) for crop in self.crops),
-            self.masks.to(device, non_blocking=late),
+            tuple(images.to(device, non_blocking=non_blocking) for images in self.images),
+            tuple(view.to(device, non_blocking=non_blocking) for view in self.views),
+            tuple(crop.to(device, non_blocking=non_blocking) for crop in self.crops),
+            self.masks.to(device, non_blocking=non_blocking),
             self.positions,
             self.bad,
         )

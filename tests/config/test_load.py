@@ -200,7 +200,7 @@ def test_a_value_that_is_offered_is_accepted(overrides: tuple[str, ...]) -> None
         (("model.pretrained=true", "model.use_layerscale=true"), "set it to false", ["model.use_layerscale=false"]),
         (("model.target_layers=[3,13]",), "the last is 12", ["model.target_layers=[3,12]"]),
         (("data.image_size=230",), "use 224 or 240", ["data.image_size=240"]),
-        (("data.global_batch_size=8",), "leave it out", ["data.global_batch_size=null"]),
+        (("data.global_batch_size=8",), "set data.global_batch_size=null", ["data.global_batch_size=null"]),
         (
             ("data.batch_size=auto", "training.accumulation_steps=2"),
             "leave it out",
