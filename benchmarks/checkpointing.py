@@ -21,8 +21,9 @@ from hjepa.data.workers import Loader
 from hjepa.device import synchronize
 from hjepa.evaluate import build_evaluator, probe
 from hjepa.evaluation.evaluator import Evaluator
+from hjepa.fabric import open_fabric
 from hjepa.optim import Schedules
-from hjepa.run import build, open_fabric
+from hjepa.run import build
 from hjepa.step import take_step
 from hjepa.writer import Writer
 

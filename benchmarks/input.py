@@ -33,9 +33,10 @@ from hjepa.data.sources import decode_side
 from hjepa.data.views import Views, draw_views
 from hjepa.data.workers import Loader
 from hjepa.device import synchronize
+from hjepa.fabric import open_fabric
 from hjepa.masks import BlockMasks
 from hjepa.optim import Schedules
-from hjepa.run import build, open_fabric
+from hjepa.run import build
 from hjepa.step import take_step
 
 STRONG = "{color_jitter: 0.4, hue_jitter: 0.1, grayscale: 0.2, gaussian_blur: 0.5, solarization: 0.1}"

@@ -31,12 +31,13 @@ from torch import Tensor
 from hjepa.build import grid_of, run_path
 from hjepa.config import Config, load_config
 from hjepa.console import Console
+from hjepa.fabric import open_fabric
 from hjepa.flops import flops_per_image
 from hjepa.grid import pool
 from hjepa.measure import time_steps
 from hjepa.model.hjepa import Output
 from hjepa.objective import Losses, Objective
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 from hjepa.runfolder import METRICS, RunFolder, read_metrics
 from hjepa.train import fit, plan
 

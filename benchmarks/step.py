@@ -26,9 +26,10 @@ from turns import in_turns, serve
 from hjepa.config import Config, load_config
 from hjepa.console import Console
 from hjepa.device import synchronize
+from hjepa.fabric import open_fabric
 from hjepa.flops import flops_per_image
 from hjepa.optim import Schedules
-from hjepa.run import build, open_fabric
+from hjepa.run import build
 from hjepa.step import take_step
 
 SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}

@@ -94,6 +94,11 @@ def autocasts(kind: str, use_amp: Switch) -> bool:
     return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
+def can_recompute(kind: str, drop_path_rate: float) -> bool:
+    """Whether a block of the encoder computed again is the same: on MPS torch drops other paths the second time."""
+    return kind != "mps" or not drop_path_rate
+
+
 def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of the device on CUDA and MPS (there: held now by the driver), resident set on CPU."""
     if device.type == "cuda":

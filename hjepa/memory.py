@@ -9,8 +9,8 @@ from torch import Tensor
 
 from hjepa.build import grid_of
 from hjepa.config import Config
-from hjepa.config.model import Model
 from hjepa.device import (
+    can_recompute,
     forget_peak,
     free_memory,
     is_out_of_memory,
@@ -66,9 +66,8 @@ def settle_batch_size(config: Config, model: HJEPA, fabric: Fabric, saved: dict[
                 f"{fitting}; use a multiple of {fabric.world_size * fitting}"
             )
         if not sizes:
-            less = (
-                "set training.use_gradient_checkpointing=true or " if can_recompute(device.type, config.model) else ""
-            )
+            recomputes = can_recompute(device.type, config.model.drop_path_rate)
+            less = "set training.use_gradient_checkpointing=true or " if recomputes else ""
             raise ConfigError(
                 f"data.batch_size: {least} image(s) do not fit into this device's memory; {less}choose a smaller model"
             )
@@ -76,11 +75,6 @@ def settle_batch_size(config: Config, model: HJEPA, fabric: Fabric, saved: dict[
     data = config.data.model_copy(update={"batch_size": size, "global_batch_size": None})
     training = config.training.model_copy(update={"accumulation_steps": parts})
     return config.model_copy(update={"data": data, "training": training})
-
-
-def can_recompute(kind: str, model: Model) -> bool:
-    """Whether a block of the encoder computed again is the same: on MPS torch drops other paths the second time."""
-    return kind != "mps" or not model.drop_path_rate
 
 
 def largest_batch(config: Config, model: HJEPA, device: torch.device, most: int, autocast: Any) -> int:
@@ -175,9 +169,8 @@ def settings_that_fit(config: Config, model: HJEPA, fabric: Fabric, automatic: b
     parts = f"{batch}training.accumulation_steps={share // smaller}" if smaller else ""
     if smaller and not config.loss.has_image_level:
         return f"{smaller} fit: continue with --resume {parts}"
-    if config.training.use_gradient_checkpointing not in (True, most) and can_recompute(
-        fabric.device.type, config.model
-    ):
+    recomputes = can_recompute(fabric.device.type, config.model.drop_path_rate)
+    if recomputes and config.training.use_gradient_checkpointing not in (True, most):
         return f"recomputing takes less: continue with --resume {recompute}"
     if smaller:
         return (

@@ -29,13 +29,14 @@ from hjepa.data.sources import TITLES, CachedSource, open_training
 from hjepa.data.workers import watched
 from hjepa.device import free_memory, held_memory, is_out_of_memory, precision
 from hjepa.errors import DataError, MemoryFullError, StorageError, UserError
+from hjepa.fabric import open_fabric
 from hjepa.findings import Report, amount_of_memory, amount_of_time, millions
 from hjepa.grid import cells
 from hjepa.masks import BlockMasks
 from hjepa.measure import Measured, cut_to, measure_run, occasions
 from hjepa.memory import largest_batch
 from hjepa.model.hjepa import HJEPA
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 
 # Of each source, for the trial steps and for the search for unreadable files.
 TRIAL_IMAGES = 256

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -22,14 +21,14 @@ from hjepa.data.loader import Batches
 from hjepa.data.source import links_left_out
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
-from hjepa.device import DeviceKind, choose, keep_freed_memory, precision, process_layout
+from hjepa.device import DeviceKind, precision
 from hjepa.distributed import gather_objects
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
 from hjepa.evaluation.evaluator import Evaluator
-from hjepa.lightning import DDPStrategy, Fabric
+from hjepa.lightning import Fabric
 from hjepa.masks import BlockMasks
-from hjepa.memory import can_recompute, settle_batch_size
+from hjepa.memory import settle_batch_size
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.whitening import NUM_PATCHES, whiten_patches
 from hjepa.objective import Objective
@@ -40,9 +39,6 @@ from hjepa.runfolder import RunFolder
 from hjepa.selfcheck import verify_gradient
 from hjepa.signals import StopSignals
 from hjepa.writer import Writer
-
-# A process waits so long for another one, as the first probes alone. A machine that vanishes unheard costs as much.
-PATIENCE = timedelta(hours=2)
 
 
 @dataclass
@@ -137,53 +133,6 @@ class Run:
             optimizer.load_state_dict(state)
             for group, values in zip(optimizer.param_groups, settings, strict=True):
                 group.update(values)
-
-
-def device_checks(config: Config, kind: str, local: int, nodes: int) -> str:
-    """What this device cannot do of what was asked for, in words; nothing where it can do all.
-
-    Args:
-        config: the whole of a run.
-        kind: the device's.
-        local: processes on this machine.
-        nodes: machines.
-    """
-    if kind == "mps" and local * nodes > 1:
-        return "device: mps takes one process; start without torchrun, or set device=cpu"
-    if kind == "cuda" and local > torch.cuda.device_count():
-        return f"device: {local} processes and {torch.cuda.device_count()} GPU(s); lower --nproc-per-node"
-    if config.training.use_gradient_checkpointing in (True, "encoder") and not can_recompute(kind, config.model):
-        return (
-            "training.use_gradient_checkpointing: on mps torch drops other paths when it computes a block again; set "
-            "it to false, or model.drop_path_rate=0"
-        )
-    return ""
-
-
-def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
-    """The device and the processes of a run.
-
-    Raises:
-        ConfigError: when the device is not there, or the batch does not divide into the processes.
-    """
-    kind = choose(config.device)
-    if kind.name == "cpu":
-        keep_freed_memory()
-    local, nodes = process_layout()
-    wrong = process_checks(config.data, config.training, local * nodes) or device_checks(
-        config, kind.name, local, nodes
-    )
-    if wrong:
-        raise ConfigError(wrong)
-    fabric = Fabric(
-        accelerator=kind.accelerator,
-        devices=local,
-        num_nodes=nodes,
-        strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True) if local * nodes > 1 else "auto",
-        precision=precision(kind, config.training.use_amp),
-    )
-    fabric.launch()
-    return fabric, kind
 
 
 def build(

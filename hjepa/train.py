@@ -22,13 +22,14 @@ from hjepa.distributed import ending_together
 from hjepa.environment import environment
 from hjepa.errors import DivergedError, MemoryFullError
 from hjepa.evaluate import probe, show_results, worth_in_words
+from hjepa.fabric import open_fabric
 from hjepa.facade import make_callable
 from hjepa.measure import cut_to, measure_run, restored
 from hjepa.optim import Schedules
 from hjepa.recovery import keep_if_best, note_skipped, require_room, roll_back, save, stop_if_broken, stop_if_gone
 from hjepa.report import write_after_run
 from hjepa.report.sheets import sheets_of_run
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 from hjepa.runfolder import BAD_IMAGES, ENVIRONMENT, RunFolder
 from hjepa.signals import LateReader
 from hjepa.step import describe, take_step

@@ -9,7 +9,7 @@ import torch
 from hjepa.config import load_config
 from hjepa.device import KINDS, autocasts, precision
 from hjepa.errors import ConfigError
-from hjepa.run import device_checks
+from hjepa.fabric import device_checks
 
 
 def says(answer: object) -> Callable[..., object]:

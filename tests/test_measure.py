@@ -8,8 +8,9 @@ import torch
 
 from hjepa.config import load_config
 from hjepa.console import Console
+from hjepa.fabric import open_fabric
 from hjepa.measure import MARGIN, Measured, measure_run, occasions, restored
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 from hjepa.train import is_due
 
 QUIET = Measured(

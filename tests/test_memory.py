@@ -13,8 +13,8 @@ from hjepa.build import create_hjepa_from_config
 from hjepa.config import Config, load_config
 from hjepa.device import free_memory
 from hjepa.errors import ConfigError
+from hjepa.fabric import open_fabric
 from hjepa.memory import largest_batch, settle_batch_size, synthetic_batch
-from hjepa.run import open_fabric
 
 MB = 10**6
 PER_IMAGE = 40 * MB

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 from hjepa.config import load_config
 from hjepa.console import Console
 from hjepa.data.workers import Loader
+from hjepa.fabric import open_fabric
 from hjepa.optim import Schedules, build_optimizers
-from hjepa.run import Progress, Run, build, open_fabric
+from hjepa.run import Progress, Run, build
 from hjepa.step import describe, take_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"

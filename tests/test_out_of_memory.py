@@ -15,9 +15,10 @@ from hjepa.config import Config, load_config
 from hjepa.console import Console
 from hjepa.data.loader import Batch
 from hjepa.errors import ConfigError, MemoryFullError
+from hjepa.fabric import open_fabric
 from hjepa.memory import settings_that_fit
 from hjepa.optim import Muon, Schedules
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 from hjepa.step import take_step
 from hjepa.train import train
 

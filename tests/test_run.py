@@ -3,7 +3,8 @@ import torch
 
 from hjepa.config import load_config
 from hjepa.errors import ConfigError
-from hjepa.run import Progress, open_fabric
+from hjepa.fabric import open_fabric
+from hjepa.run import Progress
 
 
 def test_a_batch_that_does_not_divide_into_the_processes_is_refused_before_any_is_started(

@@ -45,13 +45,14 @@ from hjepa.device import KINDS, autocasts, available
 from hjepa.errors import ConfigError, DataError, DivergedError
 from hjepa.evaluate import build_evaluator, probe
 from hjepa.evaluation.evaluator import Evaluator
+from hjepa.fabric import open_fabric
 from hjepa.masks import BlockMasks
 from hjepa.measure import Measured, measure_run
 from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import HJEPA, Output
 from hjepa.objective import Losses, Objective, agreement, covariance, gaussianity, invariance, variance
 from hjepa.optim import Schedules
-from hjepa.run import Run, build, open_fabric
+from hjepa.run import Run, build
 from hjepa.step import take_step
 from hjepa.train import train
 
