@@ -37,7 +37,12 @@ def settings(small: tuple[str, ...], tmp_path: Path) -> list[str]:
     """A run on 64 photos, 8 steps an epoch, read from the files at every step."""
     photos(tmp_path / "photos")
     rest = [text for text in small if not text.startswith("data.datasets")]
-    return [f"data={tmp_path / 'photos'}", *rest, "data.cache_gb=0", "data.max_bad_fraction=0.05"]
+    return [
+        f"data.datasets=[{{name: folder, path: {tmp_path / 'photos'}}}]",
+        *rest,
+        "data.cache_gb=0",
+        "data.max_bad_fraction=0.05",
+    ]
 
 
 @pytest.fixture
