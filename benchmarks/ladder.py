@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from plain import ReferenceMasks
@@ -40,6 +41,9 @@ from hjepa.objective import Losses, Objective
 from hjepa.run import Run, build
 from hjepa.runfolder import METRICS, RunFolder, read_metrics
 from hjepa.train import fit, plan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROUNDS, ROUND_SECONDS = 4, 4.0
 
@@ -183,6 +187,12 @@ def table(results: dict[str, list[dict[str, float]]], titles: dict[str, str]) ->
 PANELS = {"eval/knn": "k-NN, %", "eval/linear": "linear probe, %", "eval/patch_what": "class of a patch, %"}
 
 
+def mark_baselines(axes: Axes, run: dict[str, float], key: str) -> None:
+    """What costs nothing, by the same figure."""
+    axes.axhline(run[f"{key}_pixels"], color="grey", linestyle="--", label="raw pixels")
+    axes.axhline(run[f"{key}_random"], color="grey", linestyle=":", label="untrained")
+
+
 def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
     """Every seed by arm, whole images and single patches, beside their baselines."""
     import matplotlib
@@ -200,8 +210,7 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
             points = [(i, run[name]) for i, runs in enumerate(results.values()) for run in runs if name in run]
             if points:
                 axes.plot(*zip(*points, strict=True), mark, color=colour, label=label)
-        axes.axhline(first[f"{key}_pixels"], color="grey", linestyle="--", label="raw pixels")
-        axes.axhline(first[f"{key}_random"], color="grey", linestyle=":", label="untrained")
+        mark_baselines(axes, first, key)
         axes.set_xticks(range(len(results)), list(results))
         axes.set_title(PANELS[key])
     grid[0][0].legend()
@@ -219,8 +228,7 @@ def plot_curves(curves: dict[str, list[list[tuple[float, float]]]], first: dict[
     for colour, (arm, runs) in enumerate(curves.items()):
         for i, points in enumerate(runs):
             axes.plot(*zip(*points, strict=True), ".-", color=f"C{colour}", label=None if i else arm)
-    axes.axhline(first["eval/knn_pixels"], color="grey", linestyle="--", label="raw pixels")
-    axes.axhline(first["eval/knn_random"], color="grey", linestyle=":", label="untrained")
+    mark_baselines(axes, first, "eval/knn")
     axes.set_xlabel("minutes of training")
     axes.set_ylabel(PANELS["eval/knn"])
     axes.legend()
