@@ -187,7 +187,7 @@ def test_blocks_that_are_computed_twice_make_the_same_run(small: tuple[str, ...]
 def test_a_limit_that_the_kernel_enforces_ends_the_run_and_the_named_settings_fit_it(
     small: tuple[str, ...], tmp_path: Path
 ) -> None:
-    settings = (*small, "data.datasets=[{name: shapes, length: 512}]", "data.batch_size=128", "model.embed_dim=128")
+    settings = (*small, "data.datasets=[{name: shapes, length: 1024}]", "data.batch_size=256", "model.embed_dim=128")
     settings += ("training.max_steps=4", "checkpoint.save_frequency_steps=2", "evaluation.eval_frequency=0")
     # Large blocks go back to the kernel at once, and a thread has no reserve of its own: every step has to ask anew.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
@@ -202,7 +202,7 @@ def test_a_limit_that_the_kernel_enforces_ends_the_run_and_the_named_settings_fi
     first = confined("after-save")
     assert first.returncode == 6, first.stderr
     (line,) = (line for line in first.stderr.splitlines() if line.startswith("error: "))
-    assert line.startswith("error: memory: 128 image(s) at a time do not fit on cpu in step 3 (")
+    assert line.startswith("error: memory: 256 image(s) at a time do not fit on cpu in step 3 (")
     assert "Traceback" not in first.stderr
     assert [path.name for path in checkpoint.find(folder)] == ["step-00000002"]
     before = checkpoint.load(folder / "step-00000002")
