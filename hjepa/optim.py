@@ -27,12 +27,19 @@ def parameter_groups(
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def build_optimizers(config: Training, model: nn.Module) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    config: Training, model: nn.Module, dtype: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """What `training.optimizer` names; both kinds can be told on the device to skip a step (`skip_step_if`).
 
     `adamw` is one fused AdamW for everything. `muon` is `Muon` for the matrices inside transformer blocks, where a
     matrix maps one hidden space to another, and the same AdamW for the rest: patches, positions, norms, heads,
     projector.
+
+    Args:
+        config: of training.
+        model: what is trained.
+        dtype: in which `Muon` multiplies matrices; bfloat16 is enough where the device has units for it.
     """
     hidden: list[nn.Parameter] = []
     if config.optimizer == "muon":
@@ -43,7 +50,7 @@ def build_optimizers(config: Training, model: nn.Module) -> list[torch.optim.Opt
         torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     ]
     if hidden:
-        optimizers.append(Muon(hidden, config.lr, config.weight_decay, config.muon_momentum))
+        optimizers.append(Muon(hidden, config.lr, config.weight_decay, config.muon_momentum, dtype))
     return optimizers
 
 
@@ -59,7 +66,14 @@ class Muon(torch.optim.Optimizer):
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         """Take matrices.
 
         Args:
@@ -67,7 +81,9 @@ class Muon(torch.optim.Optimizer):
             lr: learning rate.
             weight_decay: decoupled, as AdamW's.
             momentum: of the gradient's average, applied as Nesterov's.
+            dtype: see `orthogonalised`; no part of the state, so that a run goes on where the device has another.
         """
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -93,29 +109,30 @@ class Muon(torch.optim.Optimizer):
             good = 1 - self.found_inf.to(gradient.device)
             gradient = torch.where(good > 0, gradient, average)  # an average of itself stays as it is
         average = torch.lerp(average, gradient, 1 - group["momentum"])
-        update = orthogonalised(torch.lerp(gradient, average, group["momentum"]))
+        update = orthogonalised(torch.lerp(gradient, average, group["momentum"]), self.dtype)
         rate = group["lr"] * good
         step = update * (rate * 0.2 * max(update.shape[1:]) ** 0.5)
         moved = torch.stack(list(matrices)) * (1 - rate * group["weight_decay"]) - step
         torch._foreach_copy_([*buffers, *matrices], [*average.unbind(), *moved.unbind()])
 
 
-def orthogonalised(matrices: Tensor) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """Nearly U V' of each matrix U S V': five Newton-Schulz steps whose polynomial drives singular values to about 1.
 
     The coefficients are Jordan's: they let values settle anywhere within 0.7 to 1.2, and so are fast. bfloat16 is
-    enough for that, and where processors have it, it is several times faster.
+    enough for that: four times as fast where a processor has units for it, twenty times slower where it has none.
 
     Args:
         matrices: `[n, a, b]` float.
+        dtype: of the products.
 
     Returns:
         the same shape and dtype.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).bfloat16()
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).bfloat16()
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp_min(1e-7).to(dtype)
     for _ in range(5):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -21,7 +21,7 @@ from hjepa.data.loader import Batches
 from hjepa.data.source import links_left_out
 from hjepa.data.sources import TITLES, cache, open_training
 from hjepa.data.views import Views, center_views, plain_views
-from hjepa.device import DeviceKind, precision
+from hjepa.device import DeviceKind, has_bfloat16, precision
 from hjepa.distributed import gather_objects
 from hjepa.errors import ConfigError
 from hjepa.evaluate import build_evaluator
@@ -223,7 +223,8 @@ def build(
 
     if config.model.whiten_patches and saved is None:
         whiten_patches(model, _samples(batches, config), scalar_seed(seed, "patch filters", 0))
-    optimizers = build_optimizers(config.training, model)
+    multiplied_in = torch.bfloat16 if has_bfloat16(kind.name) else torch.float32
+    optimizers = build_optimizers(config.training, model, multiplied_in)
     module, *wrapped = fabric.setup(model, *optimizers)
     evaluator = None
     if config.evaluation.eval_frequency and fabric.is_global_zero:

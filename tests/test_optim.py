@@ -7,6 +7,8 @@ from hjepa.build import create_hjepa_from_config
 from hjepa.config import load_config
 from hjepa.config.model import EMA
 from hjepa.config.sections import Training
+from hjepa.console import Console
+from hjepa.fabric import open_fabric
 from hjepa.optim import (
     Muon,
     Schedules,
@@ -16,6 +18,7 @@ from hjepa.optim import (
     parameter_groups,
     skip_step_if,
 )
+from hjepa.run import build
 
 
 def test_learning_rate_warms_up_and_decays_to_the_end() -> None:
@@ -114,27 +117,29 @@ def test_muon_is_for_the_matrices_of_blocks(small: tuple[str, ...]) -> None:
     assert any(name.startswith("predictor.") for name in of_muon)
 
 
-def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_orthogonalised_matrices_keep_their_directions_and_lose_their_sizes(dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(0)
     for shape in ((3, 64, 16), (3, 16, 64), (1, 8, 80)):
         x = torch.randn(shape, generator=g) * torch.tensor([1e-3, 1.0, 1e3])[: shape[0], None, None]
         u, _, vh = torch.linalg.svd(x, full_matrices=False)
-        found = orthogonalised(x)
+        found = orthogonalised(x, dtype)
         assert found.dtype == x.dtype
         # In the basis of the exact answer it is nearly the identity.
         values = (u.mT @ found @ vh.mT).diagonal(dim1=1, dim2=2)
         assert ((values > 0.3) & (values < 1.3)).all()
         assert values.mean() == pytest.approx(0.95, abs=0.15)
-    assert torch.isfinite(orthogonalised(torch.zeros(1, 4, 4))).all()
+    assert torch.isfinite(orthogonalised(torch.zeros(1, 4, 4), dtype)).all()
 
 
-def test_muon_moves_as_torchs_muon_does() -> None:
-    """torch's own takes one matrix after another; rounding in bfloat16 is all that may differ."""
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_moves_as_torchs_muon_does(dtype: torch.dtype) -> None:
+    """torch's own takes one matrix after another, in bfloat16; rounding is all that may differ."""
     g = torch.Generator().manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape, generator=g)) for shape in ((8, 20), (8, 20), (12, 6))]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
     settings = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
-    a = Muon(ours, **settings)
+    a = Muon(ours, **settings, dtype=dtype)
     b = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
     for _ in range(4):
         for p, q in zip(ours, theirs, strict=True):
@@ -144,3 +149,25 @@ def test_muon_moves_as_torchs_muon_does() -> None:
         b.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("units", "dtype"), [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)])
+def test_a_run_multiplies_in_bfloat16_only_where_the_processor_has_units_for_it(
+    small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    config = load_config(None, (*small, "training.optimizer=muon", "evaluation.eval_frequency=0"))
+    _, muon = build(config, *open_fabric(config), Console(enabled=False)).optimizers
+    assert muon.optimizer.dtype == dtype
+    used, product = set(), torch.baddbmm
+
+    def spy(*args: torch.Tensor, **factors: float) -> torch.Tensor:
+        used.update(arg.dtype for arg in args)
+        return product(*args, **factors)
+
+    monkeypatch.setattr(torch, "baddbmm", spy)
+    for group in muon.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    muon.step()
+    assert used == {dtype}
