@@ -288,7 +288,10 @@ class TargetEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, context: ContextEncoder, momentum: float | Tensor) -> None:
-        """target <- momentum * target + (1 - momentum) * context, in one fused operation per device.
+        """target <- momentum * target + (1 - momentum) * context, in one call for all parameters and without a sync.
+
+        On CUDA a weight that lies on the device makes it a kernel per parameter; read by the host it would be a few,
+        and the host would wait for the verdict on the step.
 
         Args:
             context: the encoder to follow.
