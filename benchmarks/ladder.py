@@ -1,7 +1,8 @@
 """What each part of the method is worth at equal wall-clock: `python benchmarks/ladder.py --minutes 10 --seeds 1 2 3`.
 
-Every arm is the same recipe with one thing more than the arm above it, or a control of it, and trains for the same
-time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as fit,
+Every arm is the same recipe with one thing more than the arm above it, or a control of it; the last one, the recipe
+itself, takes with a second view what the views make possible: half of each is seen, every fourth image predicted. All
+train for the same time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as fit,
 schedules included. So what else the machine does later changes nothing, as long as it is quiet while steps are timed.
 Evaluation comes on top. A run that is there already is not repeated, and one that was cut off is resumed. The table is
 printed and written beside the runs as Markdown, with a plot. With `--curve 2`, runs are probed every second epoch, too,
