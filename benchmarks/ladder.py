@@ -1,12 +1,12 @@
 """What each part of the method is worth at equal wall-clock: `python benchmarks/ladder.py --minutes 10 --seeds 1 2 3`.
 
-Every arm is the same recipe with one thing more than the arm above it, or a control of it; the last one, the recipe
-itself, takes with a second view what the views make possible: half of each is seen, every fourth image predicted. All
-train for the same time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as fit,
-schedules included. So what else the machine does later changes nothing, as long as it is quiet while steps are timed.
-Evaluation comes on top. A run that is there already is not repeated, and one that was cut off is resumed. The table is
-printed and written beside the runs as Markdown, with a plot. With `--curve 2`, runs are probed every second epoch, too,
-and k-NN is drawn over the minutes. With `--jobs 2`, two runs share the machine's processors, half each.
+Every arm is the same recipe with one thing more than the arm above it, or a control of it; the last one is the recipe
+itself, which takes what two views make possible: half of each is seen, every fourth image predicted. All train for the
+same time: the steps of all arms are timed first, in turns (`seconds.json`, which is kept), and each takes as many as
+fit, schedules included. So what else the machine does later changes nothing, as long as it is quiet while steps are
+timed. Evaluation comes on top. A run that is there already is not repeated, and one that was cut off is resumed. The
+table is printed and written beside the runs as Markdown, with a plot. With `--curve 2`, runs are probed every second
+epoch, too, and k-NN is drawn over the minutes. With `--jobs 2`, two runs share the machine's processors, half each.
 
 Selection belongs on a part of train: give a source whose test part is one (for class folders without train/ and val/, a
 tenth of each class is held out).
@@ -98,7 +98,7 @@ class Arm:
 
 MASKS = ("masking.num_masks=4", "masking.mask_scale=[0.15,0.2]", "masking.context_scale=[1,1]", "loss.predict_every=1")
 TAPS = ("loss.type=smoothl1", "data.num_views=1", "model.num_hierarchies=1", "loss.hierarchy_weights=[1]", *MASKS)
-LEVELS = ("data.num_views=1", "model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]", *MASKS)
+LEVELS = ("model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]", *MASKS)
 ALONE = ("model.use_target_encoder=false", "masking.num_masks=0", "loss.hierarchy_weights=[0,0]")
 
 
@@ -110,10 +110,11 @@ def arms(depth: int) -> dict[str, Arm]:
         "A1": Arm("flat", (*TAPS, last)),
         "A2": Arm("+ taps", TAPS),
         "A2c": Arm("last tap thrice", TAPS, same_tap_thrice),
-        "A3": Arm("+ coarse level", (*LEVELS, "loss.type=smoothl1")),
+        "A3": Arm("+ coarse level", (*LEVELS, "data.num_views=1", "loss.type=smoothl1")),
         "A3c": Arm("pooled loss, same head", TAPS, pooled_loss),
-        "A4": Arm("+ SIGReg, one view", (*LEVELS, "loss.type=sigreg")),
-        "A5": Arm("the recipe: + image level", ()),
+        "A4": Arm("+ SIGReg, one view", (*LEVELS, "data.num_views=1", "loss.type=sigreg")),
+        "A4v": Arm("+ a second view", (*LEVELS, "data.num_views=2", "loss.type=sigreg")),
+        "A5": Arm("the recipe: half views, few images predicted", ()),
         "A5f": Arm("the recipe, every image predicted", ("loss.predict_every=1",)),
         "A5c": Arm("image level alone, whole views", (*ALONE, "masking.context_scale=[1,1]")),
         "A5h": Arm("image level alone, half of each view", (*ALONE, "masking.context_scale=[0.5,0.5]")),
@@ -161,6 +162,8 @@ COLUMNS = (
     ("linear online", "eval/linear_online"),
     ("knn taps", "eval/knn_level0"),
     ("linear taps", "eval/linear_level0"),
+    ("knn level 1", "eval/knn_level1"),
+    ("linear level 1", "eval/linear_level1"),
     ("patch where", "eval/patch_where"),
     ("patch what", "eval/patch_what"),
     ("knn pixels", "eval/knn_pixels"),
@@ -241,7 +244,9 @@ def main() -> None:
     parser.add_argument("--config", default="configs/cifar10.yaml", help="the recipe")
     parser.add_argument("--minutes", type=float, default=10, help="for each arm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--arms", nargs="+", default=["A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A5", "A5c"])
+    parser.add_argument(
+        "--arms", nargs="+", default=["A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A4v", "A5", "A5c", "A5h"]
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--set", nargs="*", default=[], help="key=value for all arms")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")

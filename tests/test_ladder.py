@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ARMS = ("A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A5", "A5c", "A5h")
+ARMS = ("A0", "A1", "A2", "A2c", "A3", "A3c", "A4", "A4v", "A5", "A5c", "A5h")
 RECIPE = """\
 model: {encoder_type: vit, patch_size: 8, embed_dim: 32, depth: 3, num_heads: 2, num_hierarchies: 2,
         predictor: {depth: 1, embed_dim: 16}, projector: {depth: 1, hidden_dim: 16, output_dim: 8}}
@@ -65,6 +65,7 @@ def test_every_arm_trains_once_and_stands_in_table_and_plot(tmp_path: Path) -> N
     assert "loss/pooled" in losses["A3c"]
     assert all("loss/pooled" not in losses[arm] for arm in ARMS if arm != "A3c")
     assert results["A2c"]["gflops"] == results["A2"]["gflops"] > results["A1"]["gflops"]
+    assert results["A4"]["gflops"] < results["A4v"]["gflops"]
     assert results["A5h"]["gflops"] < min(results["A5"]["gflops"], results["A5c"]["gflops"])
 
     written = (out / "A1-1" / "result.json").stat().st_mtime_ns
