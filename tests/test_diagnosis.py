@@ -59,13 +59,14 @@ def test_a_healthy_run_is_left_in_peace(
     ("extra", "named"),
     [
         ((*FLAT, "model.ema.momentum=0", "model.ema.momentum_end=0"), "raise model.ema.momentum"),
+        (("loss.sigreg.mix=0",), "raise loss.sigreg.mix"),
         ((*ALONE, "loss.sigreg.mix=0"), "raise loss.sigreg.mix"),
         (NO_SPREAD, "raise loss.vicreg.variance_weight"),
         (("training.lr=1.5e-2",), "lower training.lr"),
         ((*FLAT, "training.lr=1.5e-2"), "lower training.lr"),
         ((*MUON, "training.lr=5e-2"), "lower training.lr"),
     ],
-    ids=["ema 0", "no sigreg", "no variance", "lr 10x", "lr 10x flat", "lr 10x muon"],
+    ids=["ema 0", "no sigreg", "no sigreg alone", "no variance", "lr 10x", "lr 10x flat", "lr 10x muon"],
 )
 def test_a_broken_run_is_named_within_200_steps_with_what_to_change(
     tmp_path: Path, recipes: list[Path], capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], named: str
