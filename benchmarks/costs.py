@@ -15,7 +15,9 @@ from tables import GB, table
 from turns import Program, Timed
 
 BASE = ("model.target_layers=null", "data.augmentation={color_jitter: 0, grayscale: 0, gaussian_blur: 0}")
+TWO = ("data.num_views=2", "loss.type=smoothl1")
 VIEWS = ("data.num_views=2", "loss.type=sigreg")
+LEVELS = ("model.num_hierarchies=3", "loss.hierarchy_weights=[1,0.5,0.25]")
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,13 @@ SWITCHES = (
     Change("LayerScale", ("model.use_layerscale=true",)),
     Change("one tap in place of three", ("model.target_layers=[12]",)),
     Change("two levels", ("model.num_hierarchies=2", "loss.hierarchy_weights=[1,0.5]")),
-    Change("three levels", ("model.num_hierarchies=3", "loss.hierarchy_weights=[1,0.5,0.25]")),
-    Change(
-        "three levels and FPN",
-        ("model.num_hierarchies=3", "loss.hierarchy_weights=[1,0.5,0.25]", "model.fpn.use_fpn=true"),
-    ),
+    Change("three levels", LEVELS),
+    Change("FPN, of three levels", (*LEVELS, "model.fpn.use_fpn=true"), base=LEVELS),
     Change("cross-attention in the predictor", ("model.predictor.attention=cross",)),
     Change("predictor of 192", ("model.predictor={depth: 6, embed_dim: 192, num_heads: 3}",)),
-    Change("two views and an image level (SIGReg)", VIEWS),
-    Change("two views, VICReg", ("data.num_views=2", "loss.type=combined")),
+    Change("two views", TWO),
+    Change("an image level (SIGReg), of two views", VIEWS, base=TWO),
+    Change("an image level (VICReg), of two views", ("data.num_views=2", "loss.type=combined"), base=TWO),
     Change("two views, every 4th image predicted", (*VIEWS, "loss.predict_every=4"), base=VIEWS),
     Change(
         "two views and 6 local crops of 96 px",

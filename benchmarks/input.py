@@ -36,7 +36,7 @@ from hjepa.device import synchronize
 from hjepa.fabric import open_fabric
 from hjepa.masks import BlockMasks
 from hjepa.optim import Schedules
-from hjepa.run import build
+from hjepa.run import Run, build
 from hjepa.step import take_step
 
 STRONG = "{color_jitter: 0.4, hue_jitter: 0.1, grayscale: 0.2, gaussian_blur: 0.5, solarization: 0.1}"
@@ -91,9 +91,19 @@ def parts_of(config: Config, folder: Path, rounds: int) -> list[list[str]]:
     drawn = draw_views(config.data.augmentation, 0, "view0", positions, sizes)
     grid = grid_of(config)
     blocks, reference = BlockMasks(config.masking, grid, 1), ReferenceMasks(config.masking, grid)
+    run = made(config)
+    batch, device = run.batches[0], run.fabric.device
     steps = count()
+
+    def copied() -> None:
+        batch.to(device)
+        synchronize(device)
+
+    copy = {} if device.type == "cpu" else {"a batch copied to the device (not pinned)": copied}
     found = in_rounds(
         {
+            "a batch of images in memory, views' numbers, masks": lambda: run.batches[next(steps)],
+            **copy,
             "decode": lambda: [decode(path, side, out) for path in paths],
             "decode whole, then resize (Pillow)": lambda: [whole(path) for path in paths],
             "draw a view's numbers": lambda: draw_views(config.data.augmentation, 0, "view0", positions, sizes),
@@ -116,12 +126,18 @@ def parts_of(config: Config, folder: Path, rounds: int) -> list[list[str]]:
     return rows
 
 
-def waiting(words: list[str], seconds: float) -> list[str]:
-    """How long steps of a run wait for their batches."""
-    config = load_config(None, [*words, "evaluation.eval_frequency=0", "logging.use_tensorboard=false"])
+def made(config: Config) -> Run:
+    """A run that is ready for its first step."""
     fabric, kind = open_fabric(config)
     run = build(config, fabric, kind, Console(enabled=False), None)
     run.model.train()
+    return run
+
+
+def waiting(words: list[str], seconds: float) -> list[str]:
+    """How long steps of a run wait for their batches."""
+    config = load_config(None, words)
+    run = made(config)
     schedules = Schedules(config.training, config.model.ema, run.batches.steps_per_epoch, 10**6)
     waited = 0.0
 
@@ -133,15 +149,15 @@ def waiting(words: list[str], seconds: float) -> list[str]:
             waited += time.perf_counter() - start
             yield batch
 
-    batches = timed(iter(Loader(run.batches, 0, 10**6, kind.pin_memory)))
+    batches = timed(iter(Loader(run.batches, 0, 10**6, run.kind.pin_memory)))
     for step in range(5):
         take_step(run, schedules, step, batches)
-    synchronize(fabric.device)
+    synchronize(run.fabric.device)
     waited, start, steps = 0.0, time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         take_step(run, schedules, 5 + steps, batches)
         steps += 1
-    synchronize(fabric.device)
+    synchronize(run.fabric.device)
     took = time.perf_counter() - start
     images = config.data.images_per_step
     return [f"{images * steps / took:.1f}", f"{waited / took:.1%}"]
@@ -165,13 +181,18 @@ def main() -> None:
             f"data.image_size={SIDE}",
             f"data.augmentation={STRONG}",
             "model.num_hierarchies=1",
+            "model.encoder_type=vit_tiny_patch16_224",
+            "evaluation.eval_frequency=0",
+            "logging.use_tensorboard=false",
         ]
+        large = ["model.encoder_type=vit_small_patch16_224", "loss.type=sigreg", "data.num_views=2"]
+        large += ["data.multicrop={num_local_crops: 6, local_crop_size: 96}"]
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         print(
             table(
                 ["part", "images/s of one core", "times as fast"],
-                parts_of(load_config(None, base), folder, args.rounds),
+                parts_of(load_config(None, [*base, f"data.batch_size={IMAGES}"]), folder, args.rounds),
             )
         )
         torch.set_num_threads(threads)
@@ -180,8 +201,10 @@ def main() -> None:
             ("ViT-Ti, files, in the process", ["data.num_workers=0", "data.cache_gb=0"]),
             ("ViT-Ti, files, one loader", ["data.num_workers=1", "data.cache_gb=0"]),
             ("ViT-Ti, images in memory", ["data.num_workers=0"]),
+            ("ViT-S, two views and 6 crops, files, one loader", ["data.num_workers=1", "data.cache_gb=0", *large]),
+            ("ViT-S, two views and 6 crops, images in memory", ["data.num_workers=0", *large]),
         ):
-            more = ["model.encoder_type=vit_tiny_patch16_224", "data.batch_size=16", "training.use_amp=true", *words]
+            more = ["data.batch_size=16", "training.use_amp=auto", *words]
             rows.append([title, *waiting([*base, *more], args.seconds)])
         print("\n" + table(["input", "images/s", "waiting"], rows))
 

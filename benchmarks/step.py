@@ -25,7 +25,7 @@ from turns import in_turns, serve
 
 from hjepa.config import Config, load_config
 from hjepa.console import Console
-from hjepa.device import synchronize
+from hjepa.device import choose, synchronize
 from hjepa.fabric import open_fabric
 from hjepa.flops import flops_per_image
 from hjepa.optim import Schedules
@@ -35,8 +35,9 @@ from hjepa.step import take_step
 SIZES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large"}
 HEADS = {"Ti": 3, "S": 6, "B": 12, "L": 16}
 PATCHES = {32: 4, 96: 8, 128: 16, 224: 16}
-# Images of a step, so that it takes some seconds on two cores.
-BATCHES = {"Ti": 2048, "S": 1024, "B": 512, "L": 256}
+# Patches of a step, so that it takes some seconds on two cores; a GPU gets as many times more.
+TOKENS = {"Ti": 2048, "S": 1024, "B": 512, "L": 256}
+TIMES_ON_GPU = 32
 
 
 def config_of(size: str, image: int, patch: int, batch: int, amp: bool, more: list[str]) -> Config:
@@ -76,15 +77,15 @@ def serve_ours(config: Config) -> None:
 
 def serve_plain(config: Config) -> None:
     """The plain step; what the allocator keeps is left at its default."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose("auto").name)
     serve(PlainStep(config, device), facts_of(config, device), wait=lambda: synchronize(device))
 
 
 def serve_peak(amp: bool) -> None:
     """The matrix product of a large MLP, forward: what the device can do at all."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(choose("auto").name)
     kind = torch.bfloat16 if amp else torch.float32
-    rows, inner, columns = (8192, 4096, 4096) if device.type == "cuda" else (2048, 2048, 2048)
+    rows, inner, columns = (2048, 2048, 2048) if device.type == "cpu" else (8192, 4096, 4096)
     a, b = torch.randn(rows, inner, device=device, dtype=kind), torch.randn(inner, columns, device=device, dtype=kind)
 
     def product() -> Tensor:
@@ -120,12 +121,12 @@ def main() -> None:
         config = config_of(size, int(image), int(patch), int(batch), amp == "true", args.set)
         (serve_ours if what == "ours" else serve_plain)(config)
         return
-    rows = []
+    rows, times = [], 1 if choose("auto").name == "cpu" else TIMES_ON_GPU
     for image in args.images:
         for size in args.sizes:
             patch = PATCHES[image]
             tokens = (image // patch) ** 2
-            batch = args.batch or max(2, BATCHES[size] // tokens)
+            batch = args.batch or max(2, times * TOKENS[size] // tokens)
             for amp in ("false", "true") if args.amp == "both" else (args.amp,):
                 rows += measure(size, image, patch, batch, amp, args)
                 print(*rows[-2 - len(args.peer) :], sep="\n", file=sys.stderr, flush=True)

@@ -51,7 +51,11 @@ def _say(words: dict[str, Any]) -> None:
 
 
 def _peak() -> int:
-    """Largest memory of this process so far, in bytes."""
+    """Largest memory so far, in bytes: of the GPU for a program that computes on one, else of the process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak: int = torch.cuda.max_memory_allocated()
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -63,7 +67,7 @@ class Timed:
     Attributes:
         facts: its own.
         seconds: of each step.
-        peak: memory of its process, in bytes.
+        peak: memory of its process, or of the GPU that it computes on, in bytes.
     """
 
     facts: dict[str, Any]
