@@ -57,6 +57,23 @@ def test_count(small: tuple[str, ...], words: tuple[str, ...]) -> None:
     assert counter.get_total_flops() == pytest.approx(SIZE * flops_per_image(config).total, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize(("side", "patch"), [(32, 4), (96, 8), (128, 8), (224, 16)])
+def test_count_of_encoders_as_they_are_used(name: str, side: int, patch: int) -> None:
+    words = (f"model.encoder_type=vit_{name}_patch16_224", f"model.patch_size={patch}", f"data.image_size={side}")
+    words += ("model.use_flash_attention=false", "loss.type=sigreg", "data.num_views=2")
+    # The synthetic batch has the masks of seed 0.
+    config = load_config(None, [*words, "data.multicrop.num_local_crops=1", "experiment.seed=0"])
+    away = torch.device("meta")  # shapes without values: nothing is computed
+    with away:
+        model = create_hjepa_from_config(config).train()
+    objective = Objective(config.loss, config.model.num_hierarchies, model.taps)
+    batch = synthetic_batch(config, 2, away)
+    with FlopCounterMode(display=False) as counter:
+        objective(model(*batch), 0).total.backward()
+    assert counter.get_total_flops() == pytest.approx(2 * flops_per_image(config).total, rel=1e-6)
+
+
 def test_what_is_not_done_costs_nothing(small: tuple[str, ...]) -> None:
     alone = [
         "loss.type=sigreg",
