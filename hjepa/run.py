@@ -286,9 +286,9 @@ def go_on_changed(run: Run, saved: checkpoint.Saved, changed: Collection[str]) -
 
 
 def _samples(batches: Batches, config: Config) -> Tensor:
-    """As many images from the run's first positions as hold `NUM_PATCHES` patches: `[n, 3, S, S]` normalised."""
+    """Images from the run's first positions, `NUM_PATCHES` patches of them at most: `[n, 3, S, S]` normalised."""
     per_epoch = batches.steps_per_epoch * batches.batch_size
-    wanted = min(-(-NUM_PATCHES // grid_of(config).size), per_epoch)
+    wanted = min(max(1, NUM_PATCHES // grid_of(config).size), per_epoch)
     plain = plain_views(config.data.augmentation, config.data.image_size)
     source, index = batches.locate(np.arange(wanted, dtype=np.int64))
     squares = []
