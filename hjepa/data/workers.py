@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -152,6 +154,18 @@ def _outlive_the_step(worker: int) -> None:
     # The main process ends stuck loaders by this one.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_FAREWELL))
+    sys.excepthook = _leave_broken_connections_to_the_main_process
+
+
+def _leave_broken_connections_to_the_main_process(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print what was raised beside the batches, but not that the main process hung up: it says itself why it ends.
+
+    The thread that hands over shared memory calls this for every connection that broke (`resource_sharer`).
+    """
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _as_is(batch: Any) -> Any:

@@ -3,9 +3,13 @@
 import os
 import re
 import signal
+import socket
+import sys
 import threading
 import time
 from functools import partial
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -69,6 +73,29 @@ def test_too_many_bad_files_are_told_as_by_one_process(tmp_path: Path) -> None:
         message = refused(partial(list, Loader(batches, 0, 5, False)), "of 40 files cannot be read")
         assert "Traceback" not in message
         assert len(batches.found()) >= 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is shared by its name")
+def test_a_loader_is_silent_when_the_main_process_hangs_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As it does where it ends at the very moment at which it fetches a batch."""
+    met, connected = [], resource_sharer._resource_sharer.get_connection
+
+    def hang_up_first(ident: tuple[str, int]) -> Connection:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as line:
+                line.connect(ident[0])
+        met.append(ident)
+        return connected(ident)
+
+    monkeypatch.setattr(resource_sharer._resource_sharer, "get_connection", hang_up_first)
+    root = photos(tmp_path / "photos")
+    loader = Loader(plan(root, "data.cache_gb=0", "data.num_workers=1"), 0, 5, False)
+    loader.multiprocessing_context = "fork"
+    assert len(list(loader)) == 5
+    assert met
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
