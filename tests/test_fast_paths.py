@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from itertools import combinations
 from pathlib import Path
@@ -247,25 +248,29 @@ def alone(masks: Masks, number: int) -> Masks:
     return Masks(masks.context, masks.targets[:, number : number + 1])
 
 
+def predicted(predictor: Predictor, masks: Masks, predict: Callable[[Tensor], Sequence[Tensor]]) -> Results:
+    """All levels of one way to predict, and the gradients of a weighted sum of them."""
+    context = noise(3, masks.context.shape[1], 32).requires_grad_()
+    levels = predict(context)
+    predictor.zero_grad()
+    torch.stack([(p * noise(*p.shape, seed=7)).sum() for p in levels]).sum().backward()
+    assert context.grad is not None
+    named = {f"level {level}": p.detach() for level, p in enumerate(levels)}
+    return Results(named, {"context": context.grad, **gradients(predictor)})
+
+
 @pytest.mark.parametrize("fused", ["true", "false"])
 def test_keys_and_values_in_one_product_are_those_of_each_block_on_its_own(small: tuple[str, ...], fused: str) -> None:
     predictor, masks = predictor_of(small, f"model.use_flash_attention={fused}")
-    results = []
-    for plain in (False, True):
-        context = noise(3, masks.context.shape[1], 32).requires_grad_()
-        if plain:
-            levels = [
-                torch.cat([plain_prediction(predictor, context, alone(masks, m), level) for m in range(3)], dim=1)
-                for level in range(2)
-            ]
-        else:
-            levels = predictor(context, masks)
-        predictor.zero_grad()
-        torch.stack([(p * noise(*p.shape, seed=7)).sum() for p in levels]).sum().backward()
-        assert context.grad is not None
-        named = {f"level {level}": p.detach() for level, p in enumerate(levels)}
-        results.append(Results(named, {"context": context.grad, **gradients(predictor)}))
-    assert_near(*results, 1e-6)
+
+    def plain(context: Tensor) -> list[Tensor]:
+        return [
+            torch.cat([plain_prediction(predictor, context, alone(masks, m), level) for m in range(3)], dim=1)
+            for level in range(2)
+        ]
+
+    found = predicted(predictor, masks, lambda context: predictor(context, masks))
+    assert_near(found, predicted(predictor, masks, plain), 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -275,20 +280,13 @@ def test_hidden_blocks_in_one_pass_are_predicted_as_in_a_pass_each(
     small: tuple[str, ...], fpn: tuple[str, ...]
 ) -> None:
     predictor, masks = predictor_of(small, *fpn)
-    results = []
-    for plain in (False, True):
-        context = noise(3, masks.context.shape[1], 32).requires_grad_()
-        if plain:
-            passes = [predictor(context, alone(masks, m)) for m in range(3)]
-            levels = [torch.cat(parts, dim=1) for parts in zip(*passes, strict=True)]
-        else:
-            levels = predictor(context, masks)
-        predictor.zero_grad()
-        torch.stack([(p * noise(*p.shape, seed=7)).sum() for p in levels]).sum().backward()
-        assert context.grad is not None
-        named = {f"level {level}": p.detach() for level, p in enumerate(levels)}
-        results.append(Results(named, {"context": context.grad, **gradients(predictor)}))
-    assert_near(*results, 1e-10)
+
+    def plain(context: Tensor) -> list[Tensor]:
+        passes = [predictor(context, alone(masks, m)) for m in range(3)]
+        return [torch.cat(parts, dim=1) for parts in zip(*passes, strict=True)]
+
+    found = predicted(predictor, masks, lambda context: predictor(context, masks))
+    assert_near(found, predicted(predictor, masks, plain), 1e-10)
 
 
 # The objective
