@@ -15,6 +15,7 @@ from tables import GB, table
 from turns import Program, Timed
 
 BASE = ("model.target_layers=null", "data.augmentation={color_jitter: 0, grayscale: 0, gaussian_blur: 0}")
+FLOAT32 = ("training.use_amp=false",)
 TWO = ("data.num_views=2", "loss.type=smoothl1")
 VIEWS = ("data.num_views=2", "loss.type=sigreg")
 LEVELS = ("model.num_hierarchies=3", "loss.hierarchy_weights=[1,0.5,0.25]")
@@ -40,13 +41,15 @@ class Change:
 
 
 SWITCHES = (
-    Change("float32 (`training.use_amp: false`)", ("training.use_amp=false",)),
+    Change("float32 (`training.use_amp: false`)", FLOAT32),
     Change("fused attention (`model.use_flash_attention: true`)", ("model.use_flash_attention=true",)),
     Change(
         "fused attention in float32",
-        ("training.use_amp=false", "model.use_flash_attention=true"),
-        base=("training.use_amp=false", "model.use_flash_attention=false"),
+        ("model.use_flash_attention=true",),
+        base=(*FLOAT32, "model.use_flash_attention=false"),
     ),
+    Change("compiled blocks (`training.use_compile: true`)", ("training.use_compile=true",)),
+    Change("compiled blocks in float32", ("training.use_compile=true",), base=FLOAT32),
     Change("rotary positions (`model.rope`)", ("model.rope.use_rope=true",)),
     Change("LayerScale", ("model.use_layerscale=true",)),
     Change("one tap in place of three", ("model.target_layers=[12]",)),

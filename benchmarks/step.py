@@ -72,7 +72,12 @@ def serve_ours(config: Config) -> None:
     numbers = count()
     batches = (run.batches[number] for number in count())
     facts = facts_of(config, fabric.device)
-    serve(lambda: take_step(run, schedules, next(numbers), batches), facts, wait=lambda: synchronize(fabric.device))
+    serve(
+        lambda: take_step(run, schedules, next(numbers), batches),
+        facts,
+        warmup=8 if config.training.use_compile else 2,  # as many sizes of blocks, each compiled when it comes
+        wait=lambda: synchronize(fabric.device),
+    )
 
 
 def serve_plain(config: Config) -> None:

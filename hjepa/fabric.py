@@ -29,6 +29,8 @@ def device_checks(config: Config, kind: str, local: int, nodes: int) -> str:
         return "device: mps takes one process; start without torchrun, or set device=cpu"
     if kind == "cuda" and local > torch.cuda.device_count():
         return f"device: {local} processes and {torch.cuda.device_count()} GPU(s); lower --nproc-per-node"
+    if kind == "mps" and config.training.use_compile:
+        return "training.use_compile: not on mps; set it to false"
     recomputed = config.training.use_gradient_checkpointing in (True, "encoder")
     if recomputed and not can_recompute(kind, config.model.drop_path_rate):
         return (

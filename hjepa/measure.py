@@ -180,15 +180,16 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
         synchronize(run.fabric.device)
         return time.monotonic() - start, taken
 
-    timed(0, 1)
-    one, _ = timed(1, 1)
+    first = 8 if run.config.training.use_compile else 1  # as many shapes of blocks, each compiled when it comes
+    timed(0, first)
+    one, _ = timed(first, 1)
     # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
     # first, in a few times the time that is measured; on a GPU the first step of each size of blocks is slow, too.
     sizes = 0 if run.fabric.device.type == "cpu" else 8
     ahead = min(max(sizes, 2 * run.config.data.num_workers // run.batches.parts), int(4 * seconds / one))
     ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
-    timed(2, ahead)
-    took, taken = timed(2 + ahead, count)
+    timed(first + 1, ahead)
+    took, taken = timed(first + 1 + ahead, count)
     assert taken is not None
     start = time.monotonic()
     describe(run, schedules, 0, taken)

@@ -36,7 +36,7 @@ from hjepa.optim import Schedules, build_optimizers
 from hjepa.quarantine import Quarantine
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
-from hjepa.selfcheck import verify_gradient
+from hjepa.selfcheck import verify_compiler, verify_gradient
 from hjepa.signals import StopSignals
 from hjepa.writer import Writer
 
@@ -192,6 +192,9 @@ def build(
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if kind.is_verified:
         verify_gradient(config, model, fabric.device)
+    if config.training.use_compile:
+        verify_compiler(fabric.device)
+        model.compile_blocks()
     changed = checkpoint.changes(saved.config, config.model_dump(mode="json"), accept) if saved is not None else []
     seed, grid = config.experiment.seed, grid_of(config)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa.config import Config
@@ -46,6 +47,28 @@ def verify_gradient(config: Config, model: HJEPA, device: torch.device, toleranc
             f"device: {device.type} computes another gradient than the CPU (relative distance {distances[worst]:.2g} "
             f"at {worst}, {tolerance:g} is allowed); update torch and the system, or set device=cpu"
         )
+
+
+def verify_compiler(device: torch.device) -> None:
+    """See that torch.compile works here: it needs more than torch, such as a C++ compiler on a CPU.
+
+    Args:
+        device: that is compiled for.
+
+    Raises:
+        ConfigError: when it does not, with the reason that it gives.
+    """
+
+    def trial(x: Tensor) -> Tensor:
+        return F.gelu(x) + 1
+
+    try:
+        torch.compile(trial)(torch.ones(8, device=device))
+    except Exception as error:  # torch's, the compiler's and the system's have no common class
+        raise ConfigError(
+            f"training.use_compile: torch.compile does not work on this {device.type} ({str(error).splitlines()[0]}); "
+            "install what it asks for, or set it to false"
+        ) from None
 
 
 def _gradient(

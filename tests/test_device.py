@@ -60,6 +60,8 @@ def test_a_gpu_without_bfloat16_is_refused_only_when_told_to_use_it(monkeypatch:
             ("training.use_gradient_checkpointing=true", "model.drop_path_rate=0.1"),
             "on mps .* drops other paths",
         ),
+        ("mps", 1, ("training.use_compile=true",), r"training\.use_compile: not on mps; set it to false"),
+        ("cpu", 1, ("training.use_compile=true",), None),
         ("mps", 1, ("training.use_gradient_checkpointing=true",), None),
         ("mps", 1, ("training.use_gradient_checkpointing=predictor", "model.drop_path_rate=0.1"), None),
         ("cpu", 2, ("training.use_gradient_checkpointing=true", "model.drop_path_rate=0.1"), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hjepa.build import create_hjepa_from_config
+from hjepa.checkpoint import load_newest
 from hjepa.config import Config, load_config
 from hjepa.config.sections import Masking, SIGReg
 from hjepa.data.decode import decode
+from hjepa.errors import ConfigError
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import BlockMasks, Masks
 from hjepa.memory import synthetic_batch
@@ -33,6 +36,8 @@ from hjepa.model.whitening import FLOOR, NUM_PATCHES, whitened_filters
 from hjepa.objective import Objective, covariance, gaussianity, invariance, variance
 from hjepa.optim import build_optimizers, parameter_groups
 from hjepa.rng import uniform
+from hjepa.selfcheck import verify_compiler
+from hjepa.train import train
 
 ROPE = ("model.rope.use_rope=true", "model.use_layerscale=true", "model.layerscale_init=0.5")
 encoders = pytest.mark.parametrize("kind", [(), ROPE], ids=["vit", "rotary"])
@@ -164,10 +169,12 @@ def test_dropping_patches_is_timms_blocks_on_all_of_them_where_nobody_looks_at_t
 # Attention
 
 
-def step_of(config: Config, dtype: torch.dtype, amp: bool) -> Results:
+def step_of(config: Config, dtype: torch.dtype, amp: bool, compiled: bool = False) -> Results:
     """Predictions, loss and gradients of a batch of noise."""
     model = shaken(create_hjepa_from_config(config), 0.2).to(dtype).train()
     assert isinstance(model, HJEPA)
+    if compiled:
+        model.compile_blocks()
     _, masks, _ = synthetic_batch(config, 6, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
         output = model(noise(2, 6, 3, 64, 64).to(dtype), masks)
@@ -202,6 +209,73 @@ def test_fused_and_explicit_attention_agree_to_the_rounding_of_their_arithmetic(
         for fused in ("true", "false")
     )
     assert_near(found, expected, apart)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("attention", "words", "amp", "apart"),
+    [("self", (), False, 1e-5), ("cross", ROPE, False, 1e-5), ("self", (), True, 0.03)],
+    ids=["float32", "rotary, cross-attention", "bfloat16"],
+)
+def test_compiled_blocks_compute_what_they_did(
+    small: tuple[str, ...], attention: str, words: tuple[str, ...], amp: bool, apart: float
+) -> None:
+    needs_compiler()
+    more = (f"model.predictor.attention={attention}", "model.use_flash_attention=false", "data.num_views=2")
+    config = load_config(None, (*small, *more, *words))
+    assert_near(step_of(config, torch.float32, amp, compiled=True), step_of(config, torch.float32, amp), apart)
+
+
+def needs_compiler() -> None:
+    # pytest listens to all loggers; this one then writes down every graph.
+    logging.getLogger("torch.__trace").disabled = True
+    try:
+        verify_compiler(torch.device("cpu"))
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.slow
+def test_every_shape_of_a_compiled_run_is_compiled_and_soon_none_is_anew(
+    small: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    needs_compiler()
+    from torch._dynamo.utils import counters
+
+    words = ("data.multicrop={num_local_crops: 1, local_crop_size: 32}", "data.num_views=2", "loss.type=sigreg")
+    words += ("masking.mask_scale=[0.06,0.25]", "model.drop_path_rate=0.2", "data.image_size=96", "training.epochs=4")
+    words += ("training.use_compile=true", "training.use_gradient_checkpointing=encoder", "evaluation.linear=false")
+    graphs = []
+    for steps in (12, 32):
+        limits = (f"training.max_steps={steps}", f"experiment.output_dir={tmp_path}")
+        config = load_config(None, (*small, *words, *limits))
+        torch._dynamo.reset()
+        counters.clear()
+        train(config, resume=steps > 12)
+        graphs.append(counters["stats"]["unique_graphs"])
+    # Blocks of 3 dropping rates in training; of one in each of the rest.
+    assert graphs[0] > 8
+    assert graphs[1] <= graphs[0] + 2  # a shape that the first dozen of steps had not
+    assert not counters["unimplemented"], counters["unimplemented"]
+    assert "recompile_limit" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_compiled_run_repeats_itself_with_dropped_paths_and_blocks_computed_twice(
+    small: tuple[str, ...], tmp_path: Path
+) -> None:
+    needs_compiler()
+    weights = []
+    for name, again in (("a", "false"), ("b", "false"), ("c", "true")):
+        words = ("training.use_compile=true", "model.drop_path_rate=0.3", "training.max_steps=3", "training.lr=0.01")
+        more = (f"training.use_gradient_checkpointing={again}", "evaluation.eval_frequency=0")
+        train(load_config(None, (*small, *words, *more, f"experiment.output_dir={tmp_path / name}")))
+        saved, _ = load_newest(tmp_path / name / "checkpoints")
+        assert saved is not None
+        weights.append(saved.weights)
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+        torch.testing.assert_close(weights[2][name], value, rtol=1e-4, atol=1e-5)
 
 
 CROSS = (

@@ -1398,6 +1398,13 @@ def _() -> None:
         assert all(torch.equal(a, b) for b in others)
 
 
+@witness("training.use_compile")
+def _(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(ConfigError, match=r"training\.use_compile: .* on this cpu .*no-such-compiler.*; install"):
+        run_of(tmp_path, "training.use_compile=true")
+
+
 @witness("training.max_bad_steps")
 def _(tmp_path: Path) -> None:
     infinite = "data.augmentation.std=[1e-45,1e-45,1e-45]"

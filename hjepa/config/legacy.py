@@ -196,7 +196,6 @@ _REASONS = (
     ("the projector normalises over the batch always", "model.projection_norm"),
     ("momentum rises over the whole run", "model.target_encoder.ema_anneal_end_step"),
     ("device housekeeping, not needed", "model.use_mps_optimization training.clear_cuda_cache_freq"),
-    ("the model is not compiled", "training.use_compile"),
     (
         "the schedule is a cosine after a linear warm-up",
         "training.lr_schedule training.scheduler training.scheduler.type training.scheduler.warmup_type",

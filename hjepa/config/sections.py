@@ -148,6 +148,11 @@ class Training(Section):
     use_gradient_checkpointing: Blocks = Field(
         False, description="recompute blocks of encoder, predictor or both (true) in the backward pass to save memory"
     )
+    use_compile: bool = Field(
+        False,
+        description="compile transformer blocks (torch.compile; not on mps): the first steps take a minute more or "
+        "longer, and `hjepa check` says what the others gain",
+    )
     max_bad_steps: Positive = Field(
         20, description="steps in a row with a non-finite loss or gradient (each left out) that count as diverged"
     )

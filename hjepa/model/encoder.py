@@ -132,14 +132,15 @@ class Backbone(nn.Module, ABC):
         """
         self.attention.choose(images.device)
         tokens, places = self.embed(images, keep)
-        outputs = []
+        tapped = {}
         for index in range(self.depth):
             if self.checkpointing and torch.is_grad_enabled():
                 tokens = checkpoint(self.block, index, tokens, places, use_reentrant=False)
             else:
                 tokens = self.block(index, tokens, places)
-            outputs.append(tokens)
-        return Encoded(self.vit.norm(tokens), tuple(outputs[tap - 1] for tap in taps))
+            if index + 1 in taps:
+                tapped[index + 1] = tokens
+        return Encoded(self.vit.norm(tokens), tuple(tapped[tap] for tap in taps))
 
 
 class ViTBackbone(Backbone):

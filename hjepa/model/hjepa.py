@@ -160,6 +160,22 @@ class HJEPA(nn.Module):
         if self.predictor is not None:
             self.predictor.checkpointing = blocks in (True, "predictor")
 
+    def compile_blocks(self) -> None:
+        """Compile every transformer block where it stands; those of one shape share what is compiled.
+
+        By block and not as a whole: 12 blocks take the time of one, and what lies between them (which patches are kept,
+        which blocks are tapped or computed twice) stays plain Python.
+        """
+        # One for each shape, arithmetic and rate of dropped paths; what came after the eighth would stay as it is, with
+        # no more than a warning.
+        torch._dynamo.config.recompile_limit = 256
+        backbones = [encoder.backbone for encoder in (self.context_encoder, self.slow_encoder) if encoder is not None]
+        for block in [block for backbone in backbones for block in backbone.vit.blocks]:
+            block.compile()
+        if self.predictor is not None:
+            for block in self.predictor.blocks:
+                block.compile()
+
     @torch.no_grad()
     def embed(self, images: Tensor, online: bool = False) -> dict[str, Tensor]:
         """Embeddings of whole images by the frozen encoder, for probes.
