@@ -226,6 +226,24 @@ def test_compiled_blocks_compute_what_they_did(
     assert_near(step_of(config, torch.float32, amp, compiled=True), step_of(config, torch.float32, amp), apart)
 
 
+def test_probes_of_a_compiled_model_are_computed_as_before_and_compile_nothing(small: tuple[str, ...]) -> None:
+    from torch._dynamo.utils import counters
+
+    config = load_config(None, (*small, "model.num_hierarchies=2", "model.fpn.use_fpn=true"))
+    model, images = create_hjepa_from_config(config), noise(3, 3, 64, 64).float()
+
+    def probed() -> list[Tensor]:
+        maps = model.maps(images)
+        assert "fpn" in maps
+        return [*model.embed(images).values(), *maps.values(), model.patches(images, online=True)]
+
+    expected = probed()
+    counters.clear()
+    model.compile_blocks()
+    assert all(torch.equal(a, b) for a, b in zip(probed(), expected, strict=True))
+    assert not counters["stats"]
+
+
 def needs_compiler() -> None:
     # pytest listens to all loggers; this one then writes down every graph.
     logging.getLogger("torch.__trace").disabled = True

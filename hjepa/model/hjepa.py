@@ -6,6 +6,7 @@ without prediction nothing but views of one image is compared; both together are
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ class HJEPA(nn.Module):
         self.grid = grid
         self.num_levels = config.num_hierarchies
         self.every = every
+        self.compiled = False
         self.taps = tuple(config.target_layers or spread_taps(shape.depth))
         context, target = build_encoders(config, grid.height * shape.patch_size)
         self.context_encoder: ContextEncoder = context
@@ -169,6 +171,7 @@ class HJEPA(nn.Module):
         # One for each shape, arithmetic and rate of dropped paths; what came after the eighth would stay as it is, with
         # no more than a warning.
         torch._dynamo.config.recompile_limit = 256
+        self.compiled = True
         backbones = [encoder.backbone for encoder in (self.context_encoder, self.slow_encoder) if encoder is not None]
         for block in [block for backbone in backbones for block in backbone.vit.blocks]:
             block.compile()
@@ -188,7 +191,7 @@ class HJEPA(nn.Module):
             `last` `[B, D]`: mean of the final tokens; `tap<k>` `[B, D]`: mean of the layer-normalised output of
             block k; `level<l>` `[B, T_l D]`: mean of the level's targets over the grid.
         """
-        encoded = self._frozen(online)(images, taps=self.taps)
+        encoded = self._frozen(images, online)
         taps = torch.stack(encoded.taps, dim=2)  # [B, N, T, D]
         out = {"last": encoded.tokens.mean(dim=1)}
         means = F.layer_norm(taps.float(), taps.shape[-1:]).mean(dim=1)
@@ -201,8 +204,7 @@ class HJEPA(nn.Module):
     @torch.no_grad()
     def patches(self, images: Tensor, online: bool = False) -> Tensor:
         """Final tokens of whole images by the frozen encoder: `[B, 3, S, S]` -> `[B, N, D]`; see `embed`."""
-        tokens: Tensor = self._frozen(online)(images).tokens
-        return tokens
+        return self._frozen(images, online).tokens
 
     @torch.no_grad()
     def maps(self, images: Tensor, online: bool = False) -> dict[str, Tensor]:
@@ -216,19 +218,28 @@ class HJEPA(nn.Module):
             the taps side by side; with an FPN `fpn` `[B, h, w, K]`: its finest map where the predictor is shown the
             whole image and asked for all of it.
         """
-        encoded = self._frozen(online)(images, taps=self.taps)
+        encoded = self._frozen(images, online)
         size = (self.grid.height, self.grid.width)
         out = {"last": encoded.tokens.unflatten(1, size)}
         taps = torch.stack(encoded.taps, dim=2).unflatten(1, size)
         out |= {f"level{level}": m.flatten(-2) for level, m in enumerate(level_targets(taps, self.num_levels))}
         if self.predictor is not None and self.predictor.fpn is not None:
             every = torch.arange(self.grid.size, device=images.device).expand(len(images), -1)
-            out["fpn"] = self.predictor.maps(encoded.tokens, Masks(every, every.unflatten(1, (1, *size))))[0]
+            masks = Masks(every, every.unflatten(1, (1, *size)))
+            with self._uncompiled():
+                out["fpn"] = self.predictor.maps(encoded.tokens, masks)[0]
         return out
 
-    def _frozen(self, online: bool) -> ContextEncoder | TargetEncoder:
-        """The encoder that probes look at."""
-        return self.context_encoder if online or self.slow_encoder is None else self.slow_encoder
+    def _frozen(self, images: Tensor, online: bool) -> Encoded:
+        """Whole images as the encoder sees them that probes look at, with all taps."""
+        encoder = self.context_encoder if online or self.slow_encoder is None else self.slow_encoder
+        with self._uncompiled():
+            encoded: Encoded = encoder(images, taps=self.taps)
+        return encoded
+
+    def _uncompiled(self) -> AbstractContextManager[object]:
+        """For probes: their batches have shapes of their own, too few to be worth compiling."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
 
 def projector(config: Projector, dim: int) -> nn.Sequential:
