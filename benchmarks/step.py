@@ -28,6 +28,7 @@ from hjepa.console import Console
 from hjepa.device import choose, synchronize
 from hjepa.fabric import open_fabric
 from hjepa.flops import flops_per_image
+from hjepa.measure import SIZES_OF_BLOCKS
 from hjepa.optim import Schedules
 from hjepa.run import build
 from hjepa.step import take_step
@@ -75,7 +76,7 @@ def serve_ours(config: Config) -> None:
     serve(
         lambda: take_step(run, schedules, next(numbers), batches),
         facts,
-        warmup=8 if config.training.use_compile else 2,  # as many sizes of blocks, each compiled when it comes
+        warmup=SIZES_OF_BLOCKS if config.training.use_compile else 2,
         wait=lambda: synchronize(fabric.device),
     )
 

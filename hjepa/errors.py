@@ -9,6 +9,12 @@ from __future__ import annotations
 import signal
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in the one line that a user is shown; its kind where it says nothing."""
+    text = str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class UserError(Exception):
     """A failure that the person at the keyboard can mend; its text is all they see."""
 

@@ -28,6 +28,8 @@ from hjepa.run import Progress, Run
 from hjepa.step import Taken, describe, take_step
 
 LEAST_STEPS = 3
+# Steps in which blocks of about every size come, the first of each being slow on a GPU or where it is compiled.
+SIZES_OF_BLOCKS = 8
 # A run that is planned to the last second ends late half of the time.
 MARGIN = 0.97
 
@@ -180,12 +182,12 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
         synchronize(run.fabric.device)
         return time.monotonic() - start, taken
 
-    first = 8 if run.config.training.use_compile else 1  # as many shapes of blocks, each compiled when it comes
+    first = SIZES_OF_BLOCKS if run.config.training.use_compile else 1  # each is compiled when it comes
     timed(0, first)
     one, _ = timed(first, 1)
     # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
     # first, in a few times the time that is measured; on a GPU the first step of each size of blocks is slow, too.
-    sizes = 0 if run.fabric.device.type == "cpu" else 8
+    sizes = 0 if run.fabric.device.type == "cpu" else SIZES_OF_BLOCKS
     ahead = min(max(sizes, 2 * run.config.data.num_workers // run.batches.parts), int(4 * seconds / one))
     ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
     timed(first + 1, ahead)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from hjepa.errors import ConfigError
+from hjepa.errors import ConfigError, first_line
 from hjepa.model.encoder import Backbone
 from hjepa.model.hjepa import HJEPA
 from hjepa.weights import find_weights
@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         return _flat(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # a damaged file can fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ConfigError(f"model.pretrained: {path}: no file of weights ({reason})") from None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hjepa.config import Config
 from hjepa.distributed import alone
-from hjepa.errors import ConfigError
+from hjepa.errors import ConfigError, first_line
 from hjepa.masks import Masks
 from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import HJEPA
@@ -66,7 +66,7 @@ def verify_compiler(device: torch.device) -> None:
         torch.compile(trial)(torch.ones(8, device=device))
     except Exception as error:  # torch's, the compiler's and the system's have no common class
         raise ConfigError(
-            f"training.use_compile: torch.compile does not work on this {device.type} ({str(error).splitlines()[0]}); "
+            f"training.use_compile: torch.compile does not work on this {device.type} ({first_line(error)}); "
             "install what it asks for, or set it to false"
         ) from None
 

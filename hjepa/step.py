@@ -11,7 +11,7 @@ from torch import Tensor
 from hjepa.data.loader import Batch
 from hjepa.device import is_out_of_memory, peak_memory
 from hjepa.distributed import any_of
-from hjepa.errors import MemoryFullError
+from hjepa.errors import MemoryFullError, first_line
 from hjepa.memory import settings_that_fit
 from hjepa.model.hjepa import Output
 from hjepa.model.pyramid import taps_of_level
@@ -60,7 +60,7 @@ def take_step(run: Run, schedules: Schedules, step: int, batches: Iterator[Batch
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
     # Out here nothing holds the error any more, nor what the step held.
     for optimizer in run.optimizers:
         optimizer.zero_grad()

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from hjepa.config.geometry import EncoderShape, encoder_shape
 from hjepa.config.model import Model
 from hjepa.config.types import Switch
-from hjepa.errors import ConfigError
+from hjepa.errors import ConfigError, first_line
 from hjepa.grid import Grid
 
 
@@ -233,7 +233,7 @@ def _released_model(encoder_type: str, image_size: int, shape: EncoderShape) -> 
             encoder_type, pretrained=True, img_size=image_size, patch_size=shape.patch_size, num_classes=0
         )
     except Exception as error:  # hub, network and file errors have no common class
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ConfigError(
             f"model.pretrained: timm could not supply weights for {encoder_type} ({reason}); "
             "connect once to download them, or set model.pretrained=false"

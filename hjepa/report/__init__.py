@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hjepa.console import Console
-from hjepa.errors import ConfigError
+from hjepa.errors import ConfigError, first_line
 from hjepa.replacing import replacing
 from hjepa.report.page import page_of_run, page_of_runs
 from hjepa.report.pictures import draw
@@ -51,5 +51,5 @@ def write_after_run(path: Path, console: Console) -> None:
     try:
         console.say(f"Report: {write_report([path], running=False)}")
     except (Exception, KeyboardInterrupt) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         console.warn(f"no report was written ({reason}); hjepa report {path} tries again")
