@@ -23,13 +23,13 @@ from tables import table
 HERE = Path(__file__).resolve().parents[1]
 MB = 1e6
 BATCH = 20
-TINY = (
-    "model={encoder_type: vit, patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}",
-    f"data={{image_size: 32, decode_size: 32, num_workers: 0, batch_size: {BATCH}}}",
-    "evaluation.eval_frequency=0",
-    "logging={use_tensorboard: true, use_report: false, log_frequency: 1}",
-    "device=cpu",
-)
+TINY = f"""
+model: {{encoder_type: vit, patch_size: 4, embed_dim: 32, depth: 2, num_heads: 2}}
+data: {{image_size: 32, decode_size: 32, num_workers: 0, batch_size: {BATCH}}}
+evaluation: {{eval_frequency: 0}}
+logging: {{use_tensorboard: true, use_report: false, log_frequency: 1}}
+device: cpu
+"""
 TRAIN = """
 import sys
 from hjepa.cli import main
@@ -43,10 +43,12 @@ finally:
 """
 
 
-def train(*words: str) -> float:
-    """Memory of `hjepa train` at its peak, in bytes."""
+def train(folder: Path, *words: str) -> float:
+    """Memory of `hjepa train` at its peak, in bytes; the run is a folder in `folder`."""
+    config = folder / "tiny.yaml"
+    config.write_text(TINY)
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, "train", *words],
+        [sys.executable, "-c", TRAIN, "train", str(config), *words],
         env=os.environ | {"PYTHONPATH": str(HERE)},
         check=True,
         stdout=subprocess.PIPE,
@@ -77,7 +79,7 @@ def epochs(sizes: list[int], rounds: int) -> list[list[str]]:
             for turn in range(rounds):
                 run = Path(made, f"run{turn}")
                 source = f"data.datasets=[{{name: folder, path: {made}/images}}]"
-                peaks.append(train(*TINY, source, "training.epochs=1", f"experiment.output_dir={run}"))
+                peaks.append(train(Path(made), source, "training.epochs=1", f"experiment.output_dir={run}"))
                 lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
                 rates = [line["images_per_second"] for line in lines[2:] if "images_per_second" in line]
                 seconds.append(sum(1 / rate for rate in rates) / len(rates))
@@ -99,14 +101,14 @@ def resumes(lengths: list[int], rounds: int) -> list[list[str]]:
     rows = []
     for length in lengths:
         with tempfile.TemporaryDirectory() as made:
-            words = [*TINY, "data.datasets=[{name: shapes, length: 1000}]", "checkpoint.save_frequency=0"]
+            words = ["data.datasets=[{name: shapes, length: 1000}]", "checkpoint.save_frequency=0"]
             words += ["training.epochs=1000", f"experiment.output_dir={made}/run"]
-            train(*words, f"training.max_steps={length}")
+            train(Path(made), *words, f"training.max_steps={length}")
             record = Path(made, "run", "metrics.jsonl").stat().st_size
             seconds = []
             for turn in range(1, rounds + 1):
                 start = time.perf_counter()
-                train(*words, f"training.max_steps={length + turn}", "--resume")
+                train(Path(made), *words, f"training.max_steps={length + turn}", "--resume")
                 seconds.append(time.perf_counter() - start)
         middle = f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
         rows.append([f"{length:,}", middle, f"{record / 1e3:.0f} kB"])
