@@ -21,7 +21,7 @@ from hjepa.config.sections import Masking
 from hjepa.device import autocasts
 from hjepa.grid import Grid, sine_positions
 from hjepa.masks import Masks
-from hjepa.model.encoder import build_backbone
+from hjepa.model.backbone import build_backbone
 from hjepa.rng import Int64
 
 

@@ -12,7 +12,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from hjepa.errors import ConfigError, first_line
-from hjepa.model.encoder import Backbone
+from hjepa.model.backbone import Backbone
 from hjepa.model.hjepa import HJEPA
 from hjepa.weights import find_weights
 

@@ -29,7 +29,8 @@ from hjepa.errors import ConfigError
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import BlockMasks, Masks
 from hjepa.memory import synthetic_batch
-from hjepa.model.encoder import TargetEncoder, build_backbone, build_encoders
+from hjepa.model.backbone import build_backbone
+from hjepa.model.encoder import TargetEncoder, build_encoders
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.predictor import Predictor
 from hjepa.model.whitening import FLOOR, NUM_PATCHES, whitened_filters

@@ -339,7 +339,7 @@ def _(monkeypatch: pytest.MonkeyPatch) -> None:
     donor = timm.create_model(name, img_size=128, num_classes=0)
     asked: list[Any] = []
     released = lambda *args, **kwargs: asked.append((*args, kwargs["pretrained"])) or donor  # noqa: E731
-    monkeypatch.setattr("hjepa.model.encoder.timm.create_model", released)
+    monkeypatch.setattr("hjepa.model.backbone.timm.create_model", released)
     settings = (*NAMED, f"model.encoder_type={name}", "data.image_size=128")
     own = encoder_of(*settings)
     assert asked == []

@@ -15,7 +15,7 @@ from hjepa.errors import ConfigError, StorageError
 from hjepa.evaluate import Arithmetic, arithmetic_of, at_start, untrained
 from hjepa.evaluation.dense import patch_pixels
 from hjepa.evaluation.features import pixel_features
-from hjepa.model.encoder import Backbone
+from hjepa.model.backbone import Backbone
 from hjepa.model.hjepa import HJEPA
 from hjepa.weights import Weights
 

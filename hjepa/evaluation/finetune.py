@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hjepa.evaluation.probes import accuracy
 from hjepa.evaluation.task import Figure, Task, held_out
 from hjepa.evaluation.trained import cosine
-from hjepa.model.encoder import Backbone
+from hjepa.model.backbone import Backbone
 from hjepa.rng import scalar_seed
 
 

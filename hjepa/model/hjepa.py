@@ -18,7 +18,8 @@ from hjepa.config.types import Blocks
 from hjepa.distributed import gather_batch
 from hjepa.grid import Grid
 from hjepa.masks import Masks
-from hjepa.model.encoder import ContextEncoder, Encoded, TargetEncoder, build_encoders, take
+from hjepa.model.backbone import Encoded, take
+from hjepa.model.encoder import ContextEncoder, TargetEncoder, build_encoders
 from hjepa.model.predictor import create_predictor
 from hjepa.model.pyramid import level_targets, spread_taps
 

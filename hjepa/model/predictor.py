@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from hjepa.config.model import Model
 from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import Masks
-from hjepa.model.encoder import Attention
+from hjepa.model.backbone import Attention
 from hjepa.model.pyramid import TopDown, spread_taps, taps_of_level
 
 

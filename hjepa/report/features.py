@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa.evaluation import probes
-from hjepa.model.encoder import Encoded
+from hjepa.model.backbone import Encoded
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.pyramid import level_targets
 from hjepa.report.tiles import Strip, Tile, UInt8, tile_of

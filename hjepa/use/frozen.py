@@ -24,7 +24,7 @@ from hjepa.data.sources import decode_side
 from hjepa.data.views import center_views, plain_views
 from hjepa.errors import DataError, StorageError
 from hjepa.grid import Grid
-from hjepa.model.encoder import Backbone, build_backbone
+from hjepa.model.backbone import Backbone, build_backbone
 from hjepa.model.pyramid import level_targets, spread_taps
 from hjepa.weights import Weights, find_weights
 

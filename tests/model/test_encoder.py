@@ -10,14 +10,8 @@ from torch import Tensor
 from hjepa.config.geometry import ENCODERS
 from hjepa.config.model import Model
 from hjepa.errors import ConfigError
-from hjepa.model.encoder import (
-    ContextEncoder,
-    TargetEncoder,
-    adopt_weights,
-    build_backbone,
-    build_encoders,
-    create_encoder,
-)
+from hjepa.model.backbone import adopt_weights, build_backbone
+from hjepa.model.encoder import ContextEncoder, TargetEncoder, build_encoders, create_encoder
 
 TINY = {"encoder_type": "vit", "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
 ROTARY = {"rope": {"use_rope": True}}
@@ -281,7 +275,7 @@ def test_released_weights_are_adopted_without_the_class_token(monkeypatch: pytes
         asked.update(kwargs, name=name)
         return donor
 
-    monkeypatch.setattr("hjepa.model.encoder.timm.create_model", create)
+    monkeypatch.setattr("hjepa.model.backbone.timm.create_model", create)
     context, _ = create_encoder("vit_tiny_patch16_224", img_size=48, pretrained=True)
     assert asked["pretrained"] is True
     assert asked["img_size"] == 48
