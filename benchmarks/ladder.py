@@ -217,7 +217,7 @@ def plot(results: dict[str, list[dict[str, float]]], path: Path) -> None:
         mark_baselines(axes, first, key)
         axes.set_xticks(range(len(results)), list(results))
         axes.set_title(PANELS[key])
-    grid[0][0].legend()
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100)
 
 
