@@ -24,7 +24,7 @@ class DeviceKind:
         name: as in torch.
         accelerator: as Lightning calls it.
         pin_memory: whether there are page-locked batches.
-        is_verified: whether a gradient is compared with the CPU's before training (`selfcheck`).
+        is_verified: whether a step is compared with the CPU's before training (`selfcheck`).
     """
 
     name: str

@@ -189,8 +189,10 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
     # first, in a few times the time that is measured; on a GPU the first step of each size of blocks is slow, too.
     sizes = 0 if run.fabric.device.type == "cpu" else SIZES_OF_BLOCKS
     ahead = min(max(sizes, 2 * run.config.data.num_workers // run.batches.parts), int(4 * seconds / one))
-    ahead, count = run.fabric.broadcast((ahead, max(LEAST_STEPS, min(200, int(seconds / one)))))
-    timed(first + 1, ahead)
+    ahead = run.fabric.broadcast(ahead)
+    if ahead:
+        one = timed(first + 1, ahead)[0] / ahead
+    count = run.fabric.broadcast(max(LEAST_STEPS, min(200, int(seconds / one))))
     took, taken = timed(first + 1 + ahead, count)
     assert taken is not None
     start = time.monotonic()

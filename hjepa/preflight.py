@@ -40,7 +40,7 @@ from hjepa.run import Run, build
 
 # Of each source, for the trial steps and for the search for unreadable files.
 TRIAL_IMAGES = 256
-LARGEST_OF_INTEREST = 1 << 16
+MOST_ROWS = 65_535  # images times views; of more, kernels of CUDA end with an error that names no cause
 
 
 def check(config: Config, started: float | None = None, all_images: bool = False, seconds: float = 3.0) -> Report:
@@ -259,11 +259,12 @@ def _add_memory(report: Report, run: Run, measured: Measured, undecoded: int) ->
         # The trial decoded a part of what the run will keep, and evaluated a few images.
         beside = 0 if run.evaluator is None else run.evaluator.memory()
         peak = max(peak, measured.resident + beside) + undecoded
-    most = largest_batch(config, run.model, device, LARGEST_OF_INTEREST, run.fabric.autocast)
+    interest = MOST_ROWS // max(config.data.num_views, config.data.multicrop.num_local_crops)
+    most = largest_batch(config, run.model, device, interest, run.fabric.autocast)
     free = free_memory(device) + held_memory(device)
     per_part = run.batches.batch_size // (run.batches.parts * run.fabric.world_size)
     report.figures |= {"peak_memory": peak, "largest_batch": most}
-    shown = f"more than {LARGEST_OF_INTEREST}" if most >= LARGEST_OF_INTEREST else f"about {most}"
+    shown = f"{interest} or more" if most >= interest else f"about {most}"
     report.add(
         "memory",
         f"{amount_of_memory(peak)} at its peak of {amount_of_memory(free)}; "

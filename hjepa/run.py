@@ -36,7 +36,7 @@ from hjepa.optim import Schedules, build_optimizers
 from hjepa.quarantine import Quarantine
 from hjepa.rng import scalar_seed
 from hjepa.runfolder import RunFolder
-from hjepa.selfcheck import verify_compiler, verify_gradient
+from hjepa.selfcheck import verify_compiler, verify_device
 from hjepa.signals import StopSignals
 from hjepa.writer import Writer
 
@@ -191,7 +191,7 @@ def build(
         parts = config.training.accumulation_steps
         console.say(f"Batch: {config.data.batch_size} images a step, computed in {parts} part(s)")
     if kind.is_verified:
-        verify_gradient(config, model, fabric.device)
+        verify_device(config, model, fabric.device)
     if config.training.use_compile:
         verify_compiler(fabric.device)
         model.compile_blocks()

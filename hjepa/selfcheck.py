@@ -4,49 +4,48 @@ from __future__ import annotations
 
 from copy import deepcopy
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hjepa.config import Config
+from hjepa.data.views import Views, draw_views
 from hjepa.distributed import alone
 from hjepa.errors import ConfigError, first_line
 from hjepa.masks import Masks
 from hjepa.memory import synthetic_batch
 from hjepa.model.hjepa import HJEPA
 from hjepa.objective import Objective
+from hjepa.optim import build_optimizers, skip_step_if
 
 # Float32 in another order differs by 1e-5; a kernel that is wrong, by about one.
 TOLERANCE = 1e-2
-IMAGES = 2
+IMAGES, IMAGES_SEEN = 2, 8
+LEARNING_RATE = 1e-3  # so that rounding of the weights is no part of a move
 
 
-def verify_gradient(config: Config, model: HJEPA, device: torch.device, tolerance: float = TOLERANCE) -> None:
-    """Compare one gradient on a device with the CPU's, in float32.
+def verify_device(config: Config, model: HJEPA, device: torch.device, tolerance: float = TOLERANCE) -> None:
+    """Compare with the CPU, in float32, what a step computes: views, a gradient, what moves, and what must not.
 
     Args:
         config: the whole of a run.
         model: on the CPU, as it was built; stays as it is.
         device: that is asked.
-        tolerance: the largest distance of two gradients, relative to the CPU's.
+        tolerance: the largest distance of a tensor, relative to the CPU's of all that are compared with it.
 
     Raises:
-        ConfigError: when they differ, naming the parameter that differs most.
+        ConfigError: when they differ, naming what differs most.
     """
-    batch = synthetic_batch(config, IMAGES, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    views = ({"data.augmentation": _views(config, where)} for where in (cpu, device))
+    _compare("view of an image", next(views), next(views), device, tolerance)
+    batch = synthetic_batch(config, IMAGES, cpu)
     objective = Objective(config.loss, config.model.num_hierarchies, model.taps)
-    expected = _gradient(deepcopy(model).cpu(), objective, batch, torch.device("cpu"))
-    found = _gradient(deepcopy(model).to(device), objective, batch, device)
-    scale = torch.stack([g.norm() for g in expected.values()]).norm()
-    # not <=: a difference that is not a number is one as well.
-    distances = {name: float((found[name] - g).norm() / scale) for name, g in expected.items()}
-    wrong = [name for name, distance in distances.items() if not distance <= tolerance]
-    if wrong:
-        worst = max(wrong, key=lambda name: float("inf") if distances[name] != distances[name] else distances[name])
-        raise ConfigError(
-            f"device: {device.type} computes another gradient than the CPU (relative distance {distances[worst]:.2g} "
-            f"at {worst}, {tolerance:g} is allowed); update torch and the system, or set device=cpu"
-        )
+    gradient = _gradient(deepcopy(model).cpu(), objective, batch, cpu)
+    _compare("gradient", gradient, _gradient(deepcopy(model).to(device), objective, batch, device), device, tolerance)
+    moves = (_moves(config, model, gradient, where) for where in (cpu, device))
+    _compare("step of the optimizer", next(moves), next(moves), device, tolerance)
 
 
 def verify_compiler(device: torch.device) -> None:
@@ -71,6 +70,34 @@ def verify_compiler(device: torch.device) -> None:
         ) from None
 
 
+def _compare(
+    what: str, expected: dict[str, Tensor], found: dict[str, Tensor], device: torch.device, tolerance: float
+) -> None:
+    scale = torch.stack([x.norm() for x in expected.values()]).norm()
+    # not <=: a difference that is not a number is one as well.
+    distances = {name: float((found[name] - x).norm() / scale) for name, x in expected.items()}
+    wrong = [name for name, distance in distances.items() if not distance <= tolerance]
+    if wrong:
+        worst = max(wrong, key=lambda name: float("inf") if distances[name] != distances[name] else distances[name])
+        raise ConfigError(
+            f"device: {device.type} computes another {what} than the CPU (relative distance {distances[worst]:.2g} "
+            f"at {worst}, {tolerance:g} is allowed); update torch and the system, or set device=cpu"
+        )
+
+
+def _views(config: Config, device: torch.device) -> Tensor:
+    """Views of images of noise, on the CPU."""
+    side = config.data.image_size + config.data.image_size // 8
+    stored = torch.randint(
+        256, (IMAGES_SEEN, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    sizes = np.full((IMAGES_SEEN, 2), side, np.float32)
+    drawn = draw_views(config.data.augmentation, 0, "selfcheck", np.arange(IMAGES_SEEN), sizes)
+    views = Views(config.data.augmentation, config.data.image_size).to(device)
+    out: Tensor = views(stored.to(device), drawn.to(device))
+    return out.cpu()
+
+
 def _gradient(
     model: HJEPA, objective: Objective, batch: tuple[Tensor, Masks, Tensor | None], device: torch.device
 ) -> dict[str, Tensor]:
@@ -81,3 +108,21 @@ def _gradient(
         losses = objective(model(images.to(device), masks.to(device), None if crops is None else crops.to(device)), 0)
         losses.total.backward()
     return {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _moves(config: Config, model: HJEPA, gradient: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """How far a step moves each weight, the slow encoder's included; a second one is not finite, and skipped."""
+    before = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    model = deepcopy(model).to(device)
+    optimizers = build_optimizers(config.training, model)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = LEARNING_RATE
+    for bad in (False, True):
+        for name, parameter in model.named_parameters():
+            if name in gradient:
+                parameter.grad = gradient[name].to(device) + (torch.nan if bad else 0.0)
+        for optimizer in optimizers:
+            skip_step_if(optimizer, torch.tensor(bad, device=device))
+            optimizer.step()
+        model.update_target(torch.tensor(1.0 if bad else 0.5, device=device))
+    return {name: p.detach().cpu() - before[name] for name, p in model.named_parameters()}

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from hjepa.grid import Grid, cells, pool, sine_positions
 from hjepa.masks import BlockMasks, Masks
 from hjepa.memory import synthetic_batch
 from hjepa.model.backbone import build_backbone
-from hjepa.model.encoder import TargetEncoder, build_encoders
+from hjepa.model.encoder import TargetEncoder, build_encoders, follow
 from hjepa.model.hjepa import HJEPA
 from hjepa.model.predictor import Predictor
 from hjepa.model.whitening import FLOOR, NUM_PATCHES, whitened_filters
@@ -123,6 +124,20 @@ def test_the_slow_average_moves_as_a_loop_over_parameters_does(small: tuple[str,
             slow.mul_(momentum).add_(p.detach().double(), alpha=1 - momentum)
         for p, slow in zip(target.parameters(), expected, strict=True):
             torch.testing.assert_close(p.double(), slow, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-4, 0.3, 1.0])
+def test_an_average_in_three_operations_over_all_tensors_is_that_in_one(weight: float) -> None:
+    shapes = ((5, 3), (7,), (2, 3, 4))
+    fast = [noise(*shape, seed=n).float() for n, shape in enumerate(shapes)]
+    one, three = ([noise(*shape, seed=9 + n).float() for n, shape in enumerate(shapes)] for _ in range(2))
+    before = [x.clone() for x in one]
+    follow(one, fast, torch.tensor(weight), in_batches=False)
+    follow(three, fast, torch.tensor(weight), in_batches=True)
+    for a, b, x, y in zip(one, three, before, fast, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        torch.testing.assert_close(b, x + weight * (y - x), rtol=0, atol=1e-6)
+        assert torch.equal(b, x) is (weight == 0)
 
 
 # Dropped patches
@@ -277,6 +292,30 @@ def test_every_shape_of_a_compiled_run_is_compiled_and_soon_none_is_anew(
     assert graphs[1] <= graphs[0] + 2  # a shape that the first dozen of steps had not
     assert not counters["unimplemented"], counters["unimplemented"]
     assert "recompile_limit" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_blocks_are_compiled_whole_among_processes_too(small: tuple[str, ...]) -> None:
+    needs_compiler()
+    from torch._dynamo.utils import counters
+
+    # Blocks that fill more than the first bucket of gradients, a mebibyte.
+    config = load_config(None, (*small, "model.embed_dim=192", "loss.type=smoothl1", "model.num_hierarchies=1"))
+    batch = synthetic_batch(config, 2, torch.device("cpu"))
+    graphs = []
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        for among in (False, True):
+            torch._dynamo.reset()
+            counters.clear()
+            model = create_hjepa_from_config(config)
+            model.compile_blocks()
+            output = (nn.parallel.DistributedDataParallel(model) if among else model)(*batch)
+            Objective(config.loss, model.num_levels, model.taps)(output, 0).total.backward()
+            graphs.append(counters["aot_autograd"]["total"])
+    finally:
+        dist.destroy_process_group()
+    assert graphs[0] == graphs[1] > 0
 
 
 @pytest.mark.slow

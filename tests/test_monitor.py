@@ -38,6 +38,15 @@ def test_what_is_not_finite_does_not_stop_a_monitor() -> None:
     assert not relative_std(x).isfinite()
 
 
+@pytest.mark.parametrize("shape", [(64, 16), (16, 64), (48, 48)])
+def test_rankme_is_the_entropy_of_the_singular_values(shape: tuple[int, int]) -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=g) * torch.logspace(0, -5, shape[1]) + 3
+    values = torch.linalg.svdvals(x.double() - x.double().mean(dim=0))
+    p = values / values.sum()
+    assert rankme(x).item() == pytest.approx(torch.exp(torch.special.entr(p).sum()).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
 def test_rankme_of_a_constant_is_zero(value: float) -> None:
     assert rankme(torch.full((32, 8), value) * torch.linspace(0.5, 1, 8)) == 0

@@ -130,17 +130,22 @@ class Evaluator:
         """
         first = np.argmax([len(indices) for indices in self._train.indices])
         source, indices = self._train.sources[first], self._train.indices[first]
+
+        def features_of(embed: Embed, count: int) -> dict[str, Tensor]:
+            size = min(self._config.batch_size, count)
+            return collect(embed, source, indices[:count], self._views, size, self._device)[0]
+
         rate = self._fitting_rate()
         found = []
         for embed in (_joined(target, online), _beside_pixels(random, start)):
-            collect(embed, source, indices[:2], self._views, self._config.batch_size, self._device)
+            features_of(embed, 2)
             took, count = 0.0, 8
             while took < seconds / 2 and count < len(indices):
                 count = min(2 * count, len(indices))
+                if self._device.type != "cpu" and count <= self._config.batch_size:
+                    features_of(embed, count)  # a GPU's kernels are chosen, or made, when a batch of a size first comes
                 begun = time.monotonic()
-                features, _ = collect(
-                    embed, source, indices[:count], self._views, min(self._config.batch_size, count), self._device
-                )
+                features = features_of(embed, count)
                 took = time.monotonic() - begun
             fits = sum(_work(self.num_train, self.num_test, rows.shape[1]) for rows in features.values())
             images = self.num_train + self.num_test + (self.dense.num_images if self.dense else 0)

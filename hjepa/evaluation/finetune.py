@@ -145,7 +145,7 @@ def _optimizer(model: Classifier, recipe: Recipe, rate: float, layer_decay: floa
     groups = param_groups_layer_decay(vit, recipe.weight_decay, vit.no_weight_decay(), layer_decay=layer_decay)
     scaled = [{"params": g["params"], "weight_decay": g["weight_decay"], "lr": rate * g["lr_scale"]} for g in groups]
     head = {"params": list(model.head.parameters()), "weight_decay": recipe.weight_decay, "lr": rate}
-    return torch.optim.AdamW([*scaled, head])
+    return torch.optim.AdamW([*scaled, head], fused=True)
 
 
 @torch.no_grad()

@@ -54,10 +54,7 @@ class TargetEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, context: ContextEncoder, momentum: float | Tensor) -> None:
-        """target <- momentum * target + (1 - momentum) * context, in one call for all parameters and without a sync.
-
-        On CUDA a weight that lies on the device makes it a kernel per parameter; read by the host it would be a few,
-        and the host would wait for the verdict on the step.
+        """target <- momentum * target + (1 - momentum) * context, in few calls for all parameters and without a sync.
 
         Args:
             context: the encoder to follow.
@@ -66,6 +63,23 @@ class TargetEncoder(nn.Module):
         slow: list[Tensor] = list(self.backbone.parameters())
         fast: list[Tensor] = list(context.backbone.parameters())
         weight = 1.0 - torch.as_tensor(momentum, device=slow[0].device, dtype=slow[0].dtype)
+        follow(slow, fast, weight, slow[0].is_cuda)
+
+
+def follow(slow: list[Tensor], fast: list[Tensor], weight: Tensor, in_batches: bool) -> None:
+    """slow <- slow + weight (fast - slow), in place.
+
+    Args:
+        slow, fast: tensors of equal shapes in pairs.
+        weight: 0-d on their device, in [0, 1]; at 0 nothing moves.
+        in_batches: three operations over all tensors in the place of one, in memory as large as they are. On CUDA each
+            of the three is a few kernels; the one is a kernel per tensor where its weight lies on the device.
+    """
+    if in_batches:
+        apart = torch._foreach_sub(fast, slow)
+        torch._foreach_mul_(apart, weight)
+        torch._foreach_add_(slow, apart)
+    else:
         torch._foreach_lerp_(slow, fast, [weight] * len(slow))
 
 

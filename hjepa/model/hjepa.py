@@ -172,6 +172,9 @@ class HJEPA(nn.Module):
         # One for each shape, arithmetic and rate of dropped paths; what came after the eighth would stay as it is, with
         # no more than a warning.
         torch._dynamo.config.recompile_limit = 256
+        # Among several processes torch would cut what it compiles where a bucket of gradients is full: within each
+        # block, though between blocks there is room enough for sending.
+        torch._dynamo.config.optimize_ddp = False
         self.compiled = True
         backbones = [encoder.backbone for encoder in (self.context_encoder, self.slow_encoder) if encoder is not None]
         for block in [block for backbone in backbones for block in backbone.vit.blocks]:
