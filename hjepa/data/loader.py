@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hjepa.config.data import Data
+from hjepa.config.data import Augmentation, Data
 from hjepa.data.mixture import mixture_of
 from hjepa.data.source import Source
 from hjepa.data.views import ViewParameters, Views, draw_views
@@ -32,16 +32,16 @@ class Batch(NamedTuple):
 
     Attributes:
         images: uint8 `[B_s, 3, H_s, W_s]` for each source that is in the batch; rows follow one another.
-        views: parameters of each view, `[B, ...]`.
-        crops: parameters of each local crop, likewise.
+        drawn: parameters of each view, `[V, B, 12]` float32 (`ViewParameters.packed`).
+        drawn_crops: of each local crop, `[C, B, 12]`.
         masks: `[V B, ...]`, view by view.
         positions: `[B]` int64, the samples' positions in the run.
         bad: source, path and reason of each file that could not be read; another image stands in its place.
     """
 
     images: tuple[Tensor, ...]
-    views: tuple[ViewParameters, ...]
-    crops: tuple[ViewParameters, ...]
+    drawn: Tensor
+    drawn_crops: Tensor
     masks: Masks
     positions: Tensor
     bad: tuple[Bad, ...]
@@ -51,29 +51,38 @@ class Batch(NamedTuple):
         non_blocking = device.type == "cuda"
         return Batch(
             tuple(images.to(device, non_blocking=non_blocking) for images in self.images),
-            tuple(view.to(device, non_blocking=non_blocking) for view in self.views),
-            tuple(crop.to(device, non_blocking=non_blocking) for crop in self.crops),
+            self.drawn.to(device, non_blocking=non_blocking),
+            self.drawn_crops.to(device, non_blocking=non_blocking),
             self.masks.to(device, non_blocking=non_blocking),
             self.positions,
             self.bad,
         )
 
+    @property
+    def views(self) -> tuple[ViewParameters, ...]:
+        """Parameters of each view."""
+        return tuple(map(ViewParameters.unpacked, self.drawn))
+
+    @property
+    def crops(self) -> tuple[ViewParameters, ...]:
+        """Parameters of each local crop."""
+        return tuple(map(ViewParameters.unpacked, self.drawn_crops))
+
     def render(self, views: Views) -> Tensor:
         """Draw the views: `[V, B, 3, S, S]` float32, on the batch's device."""
-        return self._draw(self.views, views)
+        return self._render(self.drawn, views)
 
     def render_crops(self, crops: Views) -> Tensor | None:
         """Draw the local crops: `[C, B, 3, s, s]` float32, or None where there are none."""
-        return self._draw(self.crops, crops) if self.crops else None
+        return self._render(self.drawn_crops, crops) if len(self.drawn_crops) else None
 
-    def _draw(self, drawn: tuple[ViewParameters, ...], views: Views) -> Tensor:
-        sizes = [len(images) for images in self.images]
-        rendered = []
-        for parameters in drawn:
-            parts = zip(*(p.split(sizes) for p in parameters), strict=True)
-            per_source = [views(images, ViewParameters(*part)) for images, part in zip(self.images, parts, strict=True)]
-            rendered.append(torch.cat(per_source))
-        return torch.stack(rendered)
+    def _render(self, drawn: Tensor, views: Views) -> Tensor:
+        sizes, side = [len(images) for images in self.images], views.image_size
+        rendered = torch.empty(*drawn.shape[:2], 3, side, side, device=drawn.device)
+        for view, parameters in zip(rendered, drawn, strict=True):
+            for images, out, of_source in zip(self.images, view.split(sizes), parameters.split(sizes), strict=True):
+                views(images, ViewParameters.unpacked(of_source), out)
+        return rendered
 
 
 class Batches(Dataset[Batch]):
@@ -148,13 +157,18 @@ class Batches(Dataset[Batch]):
         numbers = np.unique(source).tolist()
         reads = [self.sources[s].read(index[source == s]) for s in numbers]
         true_sizes = np.concatenate([read.true_sizes for read in reads])
+
+        def drawn(augmentation: Augmentation, streams: list[str]) -> Tensor:
+            of_streams = (draw_views(augmentation, self.seed, stream, positions, true_sizes) for stream in streams)
+            return torch.stack([parameters.packed() for parameters in of_streams]) if streams else torch.empty(0)
+
         names = [f"view{v}" for v in range(self.config.num_views)]
         masks = [self.masks.sample(self.seed, number // self.parts, name, positions) for name in names]
         crops = [f"crop{c}" for c in range(self.config.multicrop.num_local_crops)]
         return Batch(
             tuple(torch.from_numpy(read.images) for read in reads),
-            tuple(draw_views(self.config.augmentation, self.seed, name, positions, true_sizes) for name in names),
-            tuple(draw_views(self.local, self.seed, name, positions, true_sizes) for name in crops),
+            drawn(self.config.augmentation, names),
+            drawn(self.local, crops),
             Masks(*(torch.cat(parts) for parts in zip(*masks, strict=True))),
             torch.from_numpy(positions),
             tuple(Bad(s, *item) for s, read in zip(numbers, reads, strict=True) for item in read.bad.items()),

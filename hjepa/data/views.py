@@ -63,6 +63,18 @@ class ViewParameters(NamedTuple):
         """The same parameters on another device."""
         return ViewParameters(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
 
+    def packed(self) -> Tensor:
+        """All as one `[n, 12]` float32: a batch has many views, and a small tensor travels as slowly as a large one."""
+        flags = torch.stack([self.flip, self.grayscale, self.solarize], dim=1).float()
+        return torch.cat([self.box, self.jitter, self.blur_sigma[:, None], flags], dim=1)
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> ViewParameters:
+        """What was `packed`, on whichever device it lies now."""
+        box, jitter, sigma, flags = packed.split([4, 4, 1, 3], dim=1)
+        flip, grayscale, solarize = (flags > 0).unbind(1)
+        return cls(box, flip, jitter, grayscale, sigma[:, 0], solarize)
+
 
 def draw_views(config: Augmentation, seed: int, stream: str, positions: Int64, true_sizes: Float32) -> ViewParameters:
     """Draw the parameters of one view per position.
@@ -142,20 +154,24 @@ class Views(nn.Module):
         self.register_buffer("neutral", torch.tensor(NEUTRAL), persistent=False)
         self.register_buffer("band", reflected_band(image_size) if self.blurs else None, persistent=False)
 
-    def forward(self, images: Tensor, parameters: ViewParameters) -> Tensor:
-        """`[n, 3, H, W]` uint8 and parameters on its device -> `[n, 3, image_size, image_size]` float32."""
+    def forward(self, images: Tensor, parameters: ViewParameters, out: Tensor | None = None) -> Tensor:
+        """`[n, 3, H, W]` uint8 and parameters on its device -> `[n, 3, image_size, image_size]` float32.
+
+        It is written to `out`, where that is given.
+        """
         # Mixed precision is for the model: bfloat16 has fewer steps than a uint8 image.
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             rows = max(1, CPU_BYTES // (3 * 4 * self.image_size**2))
             if images.device.type != "cpu" or len(images) <= rows:
-                return self._draw(images, parameters)
-            out = torch.empty(len(images), 3, self.image_size, self.image_size)
+                return self._draw(images, parameters, out)
+            if out is None:
+                out = torch.empty(len(images), 3, self.image_size, self.image_size)
             parts = zip(out.split(rows), images.split(rows), *(p.split(rows) for p in parameters), strict=True)
             for place, some, *drawn in parts:
-                place.copy_(self._draw(some, ViewParameters(*drawn)))
+                self._draw(some, ViewParameters(*drawn), place)
             return out
 
-    def _draw(self, images: Tensor, parameters: ViewParameters) -> Tensor:
+    def _draw(self, images: Tensor, parameters: ViewParameters, out: Tensor | None) -> Tensor:
         x = crop_resize(images, parameters.box, parameters.flip, self.image_size)
         if self.jitters:
             x = change_some(x, (parameters.jitter != self.neutral).any(dim=1), jitter_color, parameters.jitter)
@@ -166,7 +182,7 @@ class Views(nn.Module):
             x = change_some(x, sigma > 0, partial(gaussian_blur, band=self.band), sigma)
         if self.solarizes:
             x = change_some(x, parameters.solarize, solarize)
-        return torch.addcmul(self.shift, x, self.scale)
+        return torch.addcmul(self.shift, x, self.scale, out=out)
 
 
 def plain_views(config: Augmentation, image_size: int) -> Views:

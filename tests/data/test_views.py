@@ -187,6 +187,28 @@ def test_the_chain_equals_torchvision_in_the_documented_order() -> None:
     close(Views(EVERYTHING, size)(images, parameters), torch.stack(expected), TOLERANCE / 0.2)
 
 
+def test_parameters_travel_as_one_tensor_and_come_out_as_they_were() -> None:
+    drawn = draw_views(EVERYTHING, 0, "view", np.arange(64), sizes(64))
+    packed = drawn.packed()
+    assert (packed.shape, packed.dtype) == ((64, 12), torch.float32)
+    for before, after in zip(drawn, ViewParameters.unpacked(packed), strict=True):
+        assert before.dtype == after.dtype
+        assert torch.equal(before, after)
+
+
+def test_views_are_written_where_they_shall_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, drawn = random_images(5, 40, 40), draw_views(EVERYTHING, 0, "view", np.arange(5), sizes(5, 40, 40))
+    render = Views(EVERYTHING, 32)
+    whole = render(images, drawn)
+    for size in (8_000_000, 2 * 3 * 4 * 32**2):  # all at once, and two at a time
+        monkeypatch.setattr("hjepa.data.views.CPU_BYTES", size)
+        place = torch.full((7, 3, 32, 32), torch.nan)
+        out = render(images, drawn, place[1:6])
+        assert out.data_ptr() == place[1].data_ptr()
+        close(place[1:6], whole, 1e-6)
+        assert place[[0, 6]].isnan().all()
+
+
 def test_a_view_is_the_same_in_any_batch() -> None:
     images = random_images(9, 40, 40)
     parameters = draw_views(EVERYTHING, 0, "view", np.arange(9), sizes(9, 40, 40))
