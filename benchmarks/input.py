@@ -8,6 +8,7 @@ not given.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -32,7 +33,7 @@ from hjepa.data.loader import Batch
 from hjepa.data.sources import decode_side
 from hjepa.data.views import Views, draw_views
 from hjepa.data.workers import Loader
-from hjepa.device import synchronize
+from hjepa.device import choose, synchronize
 from hjepa.fabric import open_fabric
 from hjepa.masks import BlockMasks
 from hjepa.optim import Schedules
@@ -197,14 +198,16 @@ def main() -> None:
         )
         torch.set_num_threads(threads)
         rows = []
+        batch, loaders = (16, 1) if choose("auto").name == "cpu" else (256, max(1, (os.cpu_count() or 1) - 1))
+        beside = f"files, {loaders} loader{'s' * (loaders > 1)}"
         for title, words in (
             ("ViT-Ti, files, in the process", ["data.num_workers=0", "data.cache_gb=0"]),
-            ("ViT-Ti, files, one loader", ["data.num_workers=1", "data.cache_gb=0"]),
+            (f"ViT-Ti, {beside}", [f"data.num_workers={loaders}", "data.cache_gb=0"]),
             ("ViT-Ti, images in memory", ["data.num_workers=0"]),
-            ("ViT-S, two views and 6 crops, files, one loader", ["data.num_workers=1", "data.cache_gb=0", *large]),
+            (f"ViT-S, two views and 6 crops, {beside}", [f"data.num_workers={loaders}", "data.cache_gb=0", *large]),
             ("ViT-S, two views and 6 crops, images in memory", ["data.num_workers=0", *large]),
         ):
-            more = ["data.batch_size=16", "training.use_amp=auto", *words]
+            more = [f"data.batch_size={batch}", "training.use_amp=auto", *words]
             rows.append([title, *waiting([*base, *more], args.seconds)])
         print("\n" + table(["input", "images/s", "waiting"], rows))
 

@@ -25,6 +25,7 @@ from turns import in_turns, serve
 
 from hjepa.config import Config, load_config
 from hjepa.console import Console
+from hjepa.data.workers import Loader
 from hjepa.device import choose, synchronize
 from hjepa.fabric import open_fabric
 from hjepa.flops import flops_per_image
@@ -39,6 +40,7 @@ PATCHES = {32: 4, 96: 8, 128: 16, 224: 16}
 # Patches of a step, so that it takes some seconds on two cores; a GPU gets as many times more.
 TOKENS = {"Ti": 2048, "S": 1024, "B": 512, "L": 256}
 TIMES_ON_GPU = 32
+WORKERS_OF_GPU = 8
 
 
 def config_of(size: str, image: int, patch: int, batch: int, amp: bool, more: list[str]) -> Config:
@@ -60,6 +62,7 @@ def config_of(size: str, image: int, patch: int, batch: int, amp: bool, more: li
         f"training.use_amp={str(amp).lower()}",
         "evaluation.eval_frequency=0",
         "logging.use_tensorboard=false",
+        f"data.num_workers={WORKERS_OF_GPU}",
     ]
     return load_config(None, [*words, *more])
 
@@ -70,13 +73,15 @@ def serve_ours(config: Config) -> None:
     run = build(config, fabric, kind, Console(), None, sample=2 * config.data.images_per_step)
     run.model.train()
     schedules = Schedules(config.training, config.model.ema, run.batches.steps_per_epoch)
-    numbers = count()
-    batches = (run.batches[number] for number in count())
-    facts = facts_of(config, fabric.device)
+    numbers, on_cpu = count(), fabric.device.type == "cpu"
+    # Batches for a GPU are made beside the step, as in a run.
+    batches = (
+        (run.batches[number] for number in count()) if on_cpu else iter(Loader(run.batches, 0, 10**6, kind.pin_memory))
+    )
     serve(
         lambda: take_step(run, schedules, next(numbers), batches),
-        facts,
-        warmup=SIZES_OF_BLOCKS if config.training.use_compile else 2,
+        facts_of(config, fabric.device),
+        warmup=2 if on_cpu and not config.training.use_compile else SIZES_OF_BLOCKS,
         wait=lambda: synchronize(fabric.device),
     )
 
