@@ -135,7 +135,7 @@ def time_arms(configs: dict[str, Config], known: dict[str, float]) -> dict[str, 
     """Seconds of a step of every arm, the least of some rounds; those already known stay as they are."""
     with Console() as console:
         runs = {name: build_arm(name, config, console, None) for name, config in configs.items() if name not in known}
-        times = [{name: time_steps(run, ROUND_SECONDS)[0] for name, run in runs.items()} for _ in range(ROUNDS)]
+        times = [{name: time_steps(run, ROUND_SECONDS).usual for name, run in runs.items()} for _ in range(ROUNDS)]
     return known | {name: min(of_round[name] for of_round in times) for name in runs}
 
 

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import NamedTuple
 
 from hjepa import checkpoint
 from hjepa.build import run_path
@@ -41,6 +42,7 @@ class Measured:
     Attributes:
         seconds_per_step: one optimizer step with its data.
         seconds_of_line: one line of the record.
+        seconds_of_first: what the first steps take beyond others, once in a process: for compiling, for memory.
         seconds_of_evaluation: one evaluation of the trained encoder.
         seconds_of_baselines: the baselines beside the first.
         seconds_of_save: one checkpoint.
@@ -53,6 +55,7 @@ class Measured:
 
     seconds_per_step: float
     seconds_of_line: float
+    seconds_of_first: float
     seconds_of_evaluation: float
     seconds_of_baselines: float
     seconds_of_save: float
@@ -142,7 +145,7 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     if device.type != "cpu":
         forget_peak(device)  # that of the search for a batch that fits
     run.model.train()
-    per_step, per_line = time_steps(run, seconds)
+    steps = time_steps(run, seconds)
     peak, resident = peak_memory(device), resident_memory()
     once, baselines = 0.0, 0.0
     if run.evaluator is not None:
@@ -153,8 +156,9 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     drawn, written = loading + pictures, loading + pictures + page
     logging, drawing = run.config.logging, run.config.evaluation.eval_frequency > 0
     return Measured(
-        per_step,
-        per_line,
+        steps.usual,
+        steps.line,
+        steps.first,
         once,
         baselines,
         saving,
@@ -166,8 +170,16 @@ def measure_run(run: Run, seconds: float = 3.0, place: Path | None = None) -> Me
     )
 
 
-def time_steps(run: Run, seconds: float) -> tuple[float, float]:
-    """Seconds of a step and of its line in the record; the steps move the model, see `restored`."""
+class StepTimes(NamedTuple):
+    """Seconds of a usual step, of its line in the record, and of the first steps beyond what usual ones take."""
+
+    usual: float
+    line: float
+    first: float
+
+
+def time_steps(run: Run, seconds: float) -> StepTimes:
+    """Take steps for that long; they move the model, see `restored`."""
     per_epoch = run.batches.steps_per_epoch
     schedules = Schedules(run.config.training, run.config.model.ema, per_epoch, 1000 * per_epoch)
     batches = iter(Loader(run.batches, 0, 10_000, run.kind.pin_memory))
@@ -183,7 +195,7 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
         return time.monotonic() - start, taken
 
     first = SIZES_OF_BLOCKS if run.config.training.use_compile else 1  # each is compiled when it comes
-    timed(0, first)
+    beginning, _ = timed(0, first)
     one, _ = timed(first, 1)
     # As many on every process: they wait for each other's gradients. What loader workers have made in advance goes
     # first, in a few times the time that is measured; on a GPU the first step of each size of blocks is slow, too.
@@ -197,7 +209,8 @@ def time_steps(run: Run, seconds: float) -> tuple[float, float]:
     assert taken is not None
     start = time.monotonic()
     describe(run, schedules, 0, taken)
-    return took / count, time.monotonic() - start
+    line, usual = time.monotonic() - start, took / count
+    return StepTimes(usual, line, max(0.0, beginning - first * usual))
 
 
 def _time_page(run: Run) -> tuple[float, float]:

@@ -197,6 +197,7 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
     config, per_epoch = run.config, run.batches.steps_per_epoch
     training = config.training
     cached = [source for source in run.batches.sources if isinstance(source, CachedSource)]
+    startup += measured.seconds_of_first
     decoding = sum((len(source) - source.decoded) * source.seconds_per_image for source in cached)
     total = (training.epochs or 0) * per_epoch
     if training.seconds is not None:
@@ -208,6 +209,7 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
     report.figures |= {
         "steps": steps,
         "seconds_per_step": measured.seconds_per_step,
+        "seconds_of_first": measured.seconds_of_first,
         "seconds_per_epoch": measured.seconds_per_step * per_epoch,
         "seconds_of_evaluation": measured.seconds_of_evaluation,
         "seconds_of_baselines": measured.seconds_of_baselines,
@@ -235,7 +237,7 @@ def describe_costs(report: Report, run: Run, measured: Measured, startup: float)
     _add_memory(report, run, measured, sum((len(s) - s.decoded) * s.nbytes // len(s) for s in cached))
     _add_disk(report, run_path(config), measured, config.checkpoint.keep_last_k, saves)
 
-    before = f"; {amount_of_time(startup + decoding)} of it before the first step"
+    before = f"; {amount_of_time(startup + decoding)} of it before steps take their usual time"
     end = datetime.now() + timedelta(seconds=seconds)
     epochs = steps / per_epoch
     report.add(

@@ -1,7 +1,9 @@
 """What a run costs: counts against counting, and a trial that leaves no trace."""
 
+import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,8 +11,9 @@ import torch
 from hjepa.config import load_config
 from hjepa.console import Console
 from hjepa.fabric import open_fabric
-from hjepa.measure import MARGIN, Measured, measure_run, occasions, restored
+from hjepa.measure import MARGIN, Measured, measure_run, occasions, restored, time_steps
 from hjepa.run import Run, build
+from hjepa.step import Taken, take_step
 from hjepa.train import is_due
 
 QUIET = Measured(
@@ -23,6 +26,23 @@ QUIET = Measured(
 def run(small: tuple[str, ...], tmp_path: Path) -> Run:
     config = load_config(None, (*small, f"experiment.output_dir={tmp_path}", "evaluation.linear=false"))
     return build(config, *open_fabric(config), Console(enabled=False))
+
+
+def test_what_only_the_first_step_takes_is_no_part_of_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def slow_at_first(*args: Any) -> Taken:
+        nonlocal calls
+        calls += 1
+        time.sleep(2.0 * (calls == 1))
+        return take_step(*args)
+
+    monkeypatch.setattr("hjepa.measure.take_step", slow_at_first)
+    with restored(run):
+        times = time_steps(run, 0.1)
+    assert calls >= 5
+    assert times.first > 1.0
+    assert times.usual < 1.0
 
 
 @pytest.mark.parametrize("total", [1, 7, 8, 20, 33, 64])
