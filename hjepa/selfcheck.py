@@ -38,14 +38,14 @@ def verify_device(config: Config, model: HJEPA, device: torch.device, tolerance:
         ConfigError: when they differ, naming what differs most.
     """
     cpu = torch.device("cpu")
-    views = ({"data.augmentation": _views(config, where)} for where in (cpu, device))
-    _compare("view of an image", next(views), next(views), device, tolerance)
+    views = [{"data.augmentation": _views(config, where)} for where in (cpu, device)]
+    _compare("view of an image", views, device, tolerance)
     batch = synthetic_batch(config, IMAGES, cpu)
     objective = Objective(config.loss, config.model.num_hierarchies, model.taps)
-    gradient = _gradient(deepcopy(model).cpu(), objective, batch, cpu)
-    _compare("gradient", gradient, _gradient(deepcopy(model).to(device), objective, batch, device), device, tolerance)
-    moves = (_moves(config, model, gradient, where) for where in (cpu, device))
-    _compare("step of the optimizer", next(moves), next(moves), device, tolerance)
+    gradients = [_gradient(deepcopy(model).to(where), objective, batch, where) for where in (cpu, device)]
+    _compare("gradient", gradients, device, tolerance)
+    moves = [_moves(config, model, gradients[0], where) for where in (cpu, device)]
+    _compare("step of the optimizer", moves, device, tolerance)
 
 
 def verify_compiler(device: torch.device) -> None:
@@ -70,9 +70,8 @@ def verify_compiler(device: torch.device) -> None:
         ) from None
 
 
-def _compare(
-    what: str, expected: dict[str, Tensor], found: dict[str, Tensor], device: torch.device, tolerance: float
-) -> None:
+def _compare(what: str, computed: list[dict[str, Tensor]], device: torch.device, tolerance: float) -> None:
+    expected, found = computed
     scale = torch.stack([x.norm() for x in expected.values()]).norm()
     # not <=: a difference that is not a number is one as well.
     distances = {name: float((found[name] - x).norm() / scale) for name, x in expected.items()}
