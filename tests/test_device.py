@@ -20,13 +20,16 @@ def says(answer: object) -> Callable[..., object]:
     ("units", "expected"),
     [
         ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
         ({"amx_bf16": True, "avx512_bf16": False}, True),
         ({"avx2": True}, False),
         ({}, False),
     ],
 )
-def test_a_processor_computes_in_bfloat16_where_it_has_units_for_it(
-    units: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_processor_computes_in_bfloat16_where_it_has_fast_units_for_it(
+    units: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", says(units), raising=False)
     assert autocasts("cpu", "auto") is expected

@@ -143,7 +143,7 @@ class Training(Section):
     clip_grad: Scale | None = Field(1.0, description="largest norm of the gradient; null for none")
     accumulation_steps: Positive = Field(1, description="parts that a batch is computed in, one after another")
     use_amp: Switch = Field(
-        False, description="bfloat16 autocast on the run's device; auto: where it has units for it (not on mps)"
+        False, description="bfloat16 autocast on the run's device; auto: where that is faster (not on mps)"
     )
     use_gradient_checkpointing: Blocks = Field(
         False, description="recompute blocks of encoder, predictor or both (true) in the backward pass to save memory"
