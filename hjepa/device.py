@@ -92,8 +92,8 @@ def has_bfloat16(kind: str) -> bool:
     """Whether devices of this kind have units for bfloat16 here that are faster than those for float32.
 
     On a CPU without any, torch's products in bfloat16 took 20 times as long as those in float32. AVX-512's own
-    are four times as fast as float32 on AMD's Zen 5 and half as fast on Intel's, which have AMX for it; a virtual machine
-    may hide that (a core of a Xeon: 84 and 166 GFLOP/s).
+    are four times as fast as float32 on AMD's Zen 5 and half as fast on Intel's (a core of a Xeon: 84 and 166 GFLOP/s),
+    which have AMX for it; a virtual machine may hide that.
     """
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
