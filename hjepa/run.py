@@ -182,6 +182,8 @@ def build(
     console.say(f"Model created: HJEPA with {trainable / 1e6:.1f}M parameters")
     arithmetic = precision(kind, config.training.use_amp)
     console.say(f"Device: {fabric.device} ({fabric.world_size} process(es)), {arithmetic}")
+    if kind.name == "cpu" and config.training.use_amp is True and not has_bfloat16("cpu"):
+        console.warn("training.use_amp: this processor is slower in bfloat16 than in float32; set it to auto")
     automatic = config.data.batch_size == "auto"
     if automatic:
         config = settle_batch_size(config, model, fabric, saved.config if saved else None)

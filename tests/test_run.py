@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from hjepa.config import load_config
+from hjepa.console import Console
 from hjepa.errors import ConfigError
 from hjepa.fabric import open_fabric
-from hjepa.run import Progress
+from hjepa.run import Progress, build
 
 
 def test_a_batch_that_does_not_divide_into_the_processes_is_refused_before_any_is_started(
@@ -27,3 +28,30 @@ def test_progress_is_restored_as_it_was_and_is_another_object() -> None:
     after.bad_steps += 1
     after.step += 1
     assert (int(before.bad_steps), before.step) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("use_amp", "units", "told"),
+    [
+        ("true", {"avx512_bf16": True, "cpu_name": "Intel Xeon"}, True),
+        ("true", {"avx2": True}, True),
+        ("true", {"amx_bf16": True}, False),
+        ("auto", {"avx2": True}, False),
+        ("false", {"avx2": True}, False),
+    ],
+)
+def test_a_processor_that_is_slow_in_bfloat16_says_so_when_told_to_use_it(
+    small: tuple[str, ...],
+    use_amp: str,
+    units: dict[str, object],
+    told: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    config = load_config(None, [*small, f"training.use_amp={use_amp}"])
+    fabric, kind = open_fabric(config)
+    with Console() as console:
+        build(config, fabric, kind, console)
+    warned = "training.use_amp: this processor is slower in bfloat16 than in float32" in capsys.readouterr().err
+    assert warned is told
