@@ -55,13 +55,11 @@ def open_fabric(config: Config) -> tuple[Fabric, DeviceKind]:
     wrong = wrong or device_checks(config, kind.name, local, nodes)
     if wrong:
         raise ConfigError(wrong)
-    # The model's buffers are constants, so none is sent: by default all are, before every forward.
-    together = DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True, broadcast_buffers=False)
     fabric = Fabric(
         accelerator=kind.accelerator,
         devices=local,
         num_nodes=nodes,
-        strategy=together if local * nodes > 1 else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE, gradient_as_bucket_view=True) if local * nodes > 1 else "auto",
         precision=precision(kind, config.training.use_amp),
     )
     fabric.launch()

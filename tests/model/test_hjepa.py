@@ -79,20 +79,6 @@ def test_every_variant_predicts_what_it_aims_at_and_trains_all_of_itself(
             assert parameter.grad.abs().sum() > 0 or "bias" in name, name
 
 
-@variants
-def test_no_buffer_changes_in_a_step_so_that_processes_need_not_send_any(
-    small: tuple[str, ...], extra: tuple[str, ...]
-) -> None:
-    config = load_config(None, [*small, *image_size_for(extra), *extra])
-    model = create_hjepa_from_config(config).train()
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    output = model(*batch_of(config), crops_of(config))
-    Objective(config.loss, model.num_levels, model.taps)(output, seed=0).total.backward()
-    for name, buffer in model.named_buffers():
-        assert torch.equal(buffer, before.pop(name)), name
-    assert not before
-
-
 def test_targets_are_normalised_taps_pooled_and_normalised_again() -> None:
     maps = torch.randn(3, 4, 6, 3, 16) * 5 + 2
     fine, coarse = level_targets(maps, 2)
