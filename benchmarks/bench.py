@@ -24,6 +24,7 @@ PARTS = {
     "input": ["input.py"],
     "start": ["start.py"],
     "growth": ["growth.py"],
+    "processes": ["processes.py"],
     "evaluation": ["evaluation.py"],
     "checkpointing": ["checkpointing.py", "configs/quickstart.yaml"],
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tables import GB, table
-from turns import Program, Timed
+from turns import Timed, in_turns
 
 BASE = ("model.target_layers=null", "data.augmentation={color_jitter: 0, grayscale: 0, gaussian_blur: 0}")
 FLOAT32 = ("training.use_amp=false",)
@@ -111,16 +111,12 @@ class Costs:
 
     def pair(self, change: Change) -> tuple[Timed, Timed]:
         """The changed step and what it is compared with."""
-        first = Program(self.command({**self.shape, **change.shape}, (*change.base, *change.words)))
-        second = Program(self.command({**self.shape, **change.base_shape}, change.base))
-        try:
-            for _ in range(self.rounds):
-                first.step()
-                second.step()
-        finally:
-            first.close()
-            second.close()
-        return first.timed, second.timed
+        commands = {
+            "changed": self.command({**self.shape, **change.shape}, (*change.base, *change.words)),
+            "base": self.command({**self.shape, **change.base_shape}, change.base),
+        }
+        found = in_turns(commands, self.rounds)
+        return found["changed"], found["base"]
 
     def command(self, shape: dict[str, int], words: tuple[str, ...]) -> list[str]:
         """Of a program that takes our step."""

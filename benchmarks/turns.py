@@ -15,10 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 ANSWERS = "BENCHMARK_ANSWERS"  # number of the pipe that a program answers through
+LONGEST_END = 30.0  # seconds
 
 
 def serve(
@@ -70,7 +72,7 @@ class Timed:
         peak: memory of its process, or of the GPU that it computes on, in bytes.
     """
 
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
 
@@ -85,7 +87,7 @@ class Timed:
 
 
 class Program:
-    """A process that serves."""
+    """A process that serves; `ready` comes before its first step."""
 
     def __init__(self, command: list[str], environment: dict[str, str] | None = None) -> None:
         self.command = command
@@ -96,20 +98,43 @@ class Program:
         )
         os.close(writing)
         self.answers = os.fdopen(reading)
-        self.timed = Timed(self._answer())
+        self.timed = Timed()
+
+    def ready(self) -> None:
+        """Wait until it has said what it is."""
+        self.timed.facts = self._answer()
 
     def step(self) -> None:
         """Take one."""
+        self.ask()
+        self.answer()
+
+    def ask(self) -> None:
+        """Let it take a step, without waiting for it."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         self.process.stdin.flush()
+
+    def answer(self) -> None:
+        """Wait for the step it was asked for."""
         answer = self._answer()
         self.timed.seconds.append(answer["seconds"])
         self.timed.peak = answer["peak"]
 
+    def hang_up(self) -> None:
+        """Tell it that no step will follow."""
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+
     def close(self) -> None:
-        """End the process."""
-        self.process.communicate()
+        """End the process, also one that waits for another that has failed."""
+        self.hang_up()
+        try:
+            self.process.wait(LONGEST_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.answers.close()
 
     def _answer(self) -> dict[str, Any]:
@@ -126,6 +151,7 @@ def in_turns(commands: dict[str, list[str]], rounds: int = 5) -> dict[str, Timed
     try:
         for name, command in commands.items():
             programs[name] = Program(command)
+            programs[name].ready()
         for _ in range(rounds):
             for program in programs.values():
                 program.step()

@@ -43,6 +43,23 @@ PROGRAMS = {
         ["command", "images", "images of an epoch"],
     ),
     "growth": (["--images", "100", "--steps", "3", "--rounds", "1"], ["images", "steps so far"]),
+    "processes": (
+        [
+            "--size",
+            "Ti",
+            "--image",
+            "32",
+            "--patch",
+            "4",
+            "--batch",
+            "2",
+            "--rounds",
+            "1",
+            "--set",
+            "data.num_workers=0",
+        ],
+        ["processes"],
+    ),
     "evaluation": (["--rows", "2000", "--width", "8", "--queries", "50", "--rounds", "1"], ["probe"]),
     "checkpointing": (["recipe.yaml"], ["what"]),
 }
