@@ -242,6 +242,7 @@ def take_steps(run: Run, schedules: Schedules) -> None:
             raise run.stop.reason()
         if end_of_epoch and is_due(epoch, config.evaluation.eval_frequency) and not last:
             evaluate(run, epoch)
+            meter = Meter(run.batches.batch_size)  # an evaluation is no slow step
         if end_of_epoch:
             epoch_start = time.monotonic()
         if last:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hjepa.config import Config, load_config
 from hjepa.config.sections import Logging
 from hjepa.data.loader import Batch
 from hjepa.errors import ConfigError, DataError, DivergedError, FolderInUseError, StorageError
-from hjepa.evaluate import evaluate_run
+from hjepa.evaluate import evaluate_run, probe
 from hjepa.measure import Measured, measure_run
 from hjepa.run import Run
 from hjepa.runfolder import RunFolder
@@ -293,6 +294,22 @@ def test_a_run_ends_within_its_time_with_its_schedule_at_its_end(
     assert f"Planned: {saved.step} steps (" in out.out
     assert ", within 18s" in out.out
     assert "used up" not in out.err
+
+
+def test_the_rate_in_the_record_is_that_of_steps_also_after_an_evaluation(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def long_probe(*given: Any) -> dict[str, float]:
+        time.sleep(3)
+        return probe(*given)
+
+    monkeypatch.setattr("hjepa.train.probe", long_probe)
+    train(configure("training.epochs=3", "evaluation.eval_frequency=1", "logging.log_frequency=3"))
+    lines = [line for line in records(tmp_path / "run") if "images_per_second" in line]
+    probed = [line["step"] for line in records(tmp_path / "run") if "eval/knn" in line]
+    assert probed == [8, 16, 24]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 15, 18, 21, 24]
+    assert min(line["images_per_second"] for line in lines) > 3 * 8 / 3  # three steps and a probe take longer
 
 
 def test_measuring_leaves_no_trace_where_the_time_is_enough(
