@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from tables import GB, table
-from turns import Program
+from turns import Program, median_ratio
 
 from hjepa.device import autocasts, choose
 
@@ -57,16 +57,16 @@ class Group:
         return max(program.timed.peak for program in self.programs)
 
 
-def alone(place: int, on_gpu: bool, threads: int) -> dict[str, str]:
-    """The environment of a process that is the only one of its run."""
-    return {"CUDA_VISIBLE_DEVICES": str(place)} if on_gpu else {"OMP_NUM_THREADS": str(threads)}
+def alone(place: int) -> dict[str, str]:
+    """The environment of a process that is the only one of its run; on a machine with GPUs, it has one of them."""
+    return {"CUDA_VISIBLE_DEVICES": str(place)}
 
 
-def member(place: int, count: int, port: int, threads: int) -> dict[str, str]:
+def member(place: int, count: int, port: int) -> dict[str, str]:
     """The environment of a process of one run, as `torchrun` sets it on one machine."""
     numbers = {"RANK": place, "LOCAL_RANK": place, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "benchmark"}
-    return {"OMP_NUM_THREADS": str(threads)} | meeting | {name: str(number) for name, number in numbers.items()}
+    return meeting | {name: str(number) for name, number in numbers.items()}
 
 
 def free_port() -> int:
@@ -80,9 +80,8 @@ def free_port() -> int:
 def measure(count: int, args: argparse.Namespace) -> list[str]:
     """The row of so many processes."""
     kind = choose("auto").name
-    on_gpu = kind == "cuda"
-    threads = max(1, (os.cpu_count() or 1) // count)
-    batch = args.batch or (256 if on_gpu else 16)
+    batch = args.batch or (256 if kind == "cuda" else 16)
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count))}
     amp = autocasts(kind, args.amp if args.amp == "auto" else args.amp == "true")
     step = str(Path(__file__).with_name("step.py"))
     words = ["--set", *args.set] if args.set else []
@@ -94,9 +93,9 @@ def measure(count: int, args: argparse.Namespace) -> list[str]:
     port = free_port()
     groups: dict[str, Group] = {}
     try:
-        groups["one"] = Group(command(batch), [alone(0, on_gpu, threads)])
-        groups["apart"] = Group(command(batch), [alone(place, on_gpu, threads) for place in range(count)])
-        members = [member(place, count, port, threads) for place in range(count)]
+        groups["one"] = Group(command(batch), [share | alone(0)])
+        groups["apart"] = Group(command(batch), [share | alone(place) for place in range(count)])
+        members = [share | member(place, count, port) for place in range(count)]
         groups["together"] = Group(command(count * batch), members)
         for group in groups.values():
             group.ready()
@@ -108,12 +107,10 @@ def measure(count: int, args: argparse.Namespace) -> list[str]:
             group.close()
     one, apart, together = (groups[name].rates(batch) for name in ("one", "apart", "together"))
 
-    def ratio(ours: list[float], others: list[float]) -> float:
-        return statistics.median(a / b for a, b in zip(ours, others, strict=True))
-
     return [
         str(count), str(count * batch), *(f"{statistics.median(rates):.2f}" for rates in (one, apart, together)),
-        f"{ratio(together, one):.2f}", f"{ratio(together, apart):.2f}", f"{groups['together'].peak / GB:.2f}",
+        f"{median_ratio(together, one):.2f}", f"{median_ratio(together, apart):.2f}",
+        f"{groups['together'].peak / GB:.2f}",
     ]  # fmt: skip
 
 

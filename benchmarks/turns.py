@@ -83,7 +83,12 @@ class Timed:
 
     def ratio_to(self, other: Timed) -> float:
         """Median over the rounds of our seconds by the other's."""
-        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+        return median_ratio(self.seconds, other.seconds)
+
+
+def median_ratio(ours: list[float], others: list[float]) -> float:
+    """Median over the rounds, pair by pair, so that a machine that slows down slows both."""
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 
 class Program:
